@@ -1,0 +1,15 @@
+"""Test-wide set-up: shared modules are found, and hypothesis does not flake on a loaded machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+
+# tests/unit/make.py and tests/integration/*.py are imported by name, tests/fake_server.py runs as a module.
+for folder in ("", "unit", "integration"):
+    sys.path.insert(0, str(Path(__file__).parent / folder))
+
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")

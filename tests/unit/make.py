@@ -1,0 +1,102 @@
+"""Specs and fleets for unit tests, with short defaults."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from infer_dev_entry.decide import decide
+from infer_dev_entry.fleet import Action, Fleet, Observation, ProbeSeen, ProcessSeen, Server, StartSeen, SupervisorSeen
+from infer_dev_entry.spec import ProbeSpec, RestartSpec, ServerSpec
+
+PROBE = ProbeSpec(
+    startup_path="/health",
+    liveness_path="/health",
+    startup_deadline_s=100.0,
+    period_s=10.0,
+    timeout_s=5.0,
+    failure_threshold=3,
+)
+RESTART = RestartSpec(backoff_initial_s=1.0, backoff_max_s=60.0, reset_after_s=300.0, max_restarts=3)
+
+
+def make_spec(name: str = "a", **changes: Any) -> ServerSpec:
+    """Return a plain spec with the given changes."""
+    spec = ServerSpec(
+        name=name,
+        engine="sglang",
+        argv=("/bin/server", "--port", "30000"),
+        environment=(),
+        gpu_ids=None,
+        host="127.0.0.1",
+        port=30000,
+        log_file=f"/tmp/{name}.log",
+        log_max_bytes=1000,
+        log_backups=1,
+        depends_on=(),
+        start_stagger_s=0.0,
+        drain_timeout_s=30.0,
+        probe=PROBE,
+        restart=RESTART,
+    )
+    return replace(spec, **changes)
+
+
+class Story:
+    """A fleet that lives through observations at chosen times; keeps the last actions."""
+
+    def __init__(self, *specs: ServerSpec) -> None:
+        from infer_dev_entry.fleet import PlanWish
+
+        self.fleet = Fleet()
+        self.now = 1000.0
+        self.actions: tuple[Action, ...] = ()
+        self.history: list[Action] = []
+        self.see(wishes=(PlanWish(specs=specs),))
+        self.see(results=(SupervisorSeen(up=True),))
+
+    def see(self, *, after: float = 0.0, **facts: Any) -> tuple[Action, ...]:
+        """Let time pass, observe, decide."""
+        self.now += after
+        facts.setdefault("processes_at", self.now)
+        self.fleet, self.actions = decide(self.fleet, Observation(now=self.now, wall=self.now + 1e9, **facts))
+        self.history.extend(self.actions)
+        return self.actions
+
+    def server(self, name: str = "a") -> Server:
+        """Return one server."""
+        return next(server for server in self.fleet.servers if server.spec.name == name)
+
+    def started(self, name: str = "a", pid: int = 100, **later: Any) -> tuple[Action, ...]:
+        """The start that was asked for has succeeded."""
+        return self.see(results=(StartSeen(name=name, pid=pid),), **later)
+
+    def probed(self, ok: bool, name: str = "a", status: int = 0, **later: Any) -> tuple[Action, ...]:
+        """The probe that is under way has ended."""
+        status = 200 if ok else status
+        seen = ProbeSeen(name=name, pid=self.server(name).pid, ok=ok, status=status, reason="no answer")
+        return self.see(results=(seen,), **later)
+
+    def ready(self, name: str = "a", pid: int = 100) -> None:
+        """Start and become ready."""
+        self.started(name, pid)
+        self.see(after=0.2)
+        self.probed(True, name)
+
+    def process(
+        self, statename: str, pid: int = 0, name: str = "a", ended: str = "", **later: Any
+    ) -> tuple[Action, ...]:
+        """supervisord reports this about one program."""
+        return self.see(processes=(ProcessSeen(name=name, statename=statename, pid=pid, ended=ended),), **later)
+
+
+def of_type(actions: tuple[Action, ...] | list[Action], kind: type) -> list[Any]:
+    """Return the actions of one kind."""
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def events(actions: tuple[Action, ...] | list[Action]) -> list[str]:
+    """Return the names of the reported events."""
+    from infer_dev_entry.fleet import Report
+
+    return [action.event for action in actions if isinstance(action, Report)]
