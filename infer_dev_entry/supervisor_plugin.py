@@ -1,0 +1,101 @@
+"""An XML-RPC namespace inside supervisord: exact wait statuses, and group updates that leave other programs running.
+
+Runs in supervisord's process. supervisord alone reports a signal death as exit status -1, and its own `update` restarts
+every program of a changed group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from supervisor.process import Subprocess
+from supervisor.states import STOPPED_STATES, getProcessStateDescription
+from supervisor.xmlrpc import Faults, RPCError
+
+from infer_dev_entry.render import GROUP
+
+NO_STATUS = -1
+
+
+class FleetInterface:
+    """The methods `infer_dev.status` and `infer_dev.update`."""
+
+    def __init__(self, supervisord: Any) -> None:
+        self._supervisord = supervisord
+
+    def status(self) -> list[dict[str, Any]]:
+        """Reap, then return one struct a program: name, statename, pid, wait_status (-1: none yet) and spawnerr."""
+        self._supervisord.reap()
+        group = self._supervisord.process_groups.get(GROUP)
+        if group is None:
+            return []
+        for process in group.processes.values():
+            process.transition()
+        return [
+            {
+                "name": process.config.name,
+                "statename": getProcessStateDescription(process.get_state()),
+                "pid": process.pid,
+                "wait_status": getattr(process, "infer_dev_wait_status", NO_STATUS),
+                "spawnerr": process.spawnerr or "",
+            }
+            for process in group.processes.values()
+        ]
+
+    def update(self) -> list[str]:
+        """Read the configuration file again and apply it program by program; return the names left as they were
+        because they still run with an older configuration.
+
+        Raises:
+            RPCError: CANT_REREAD when supervisord cannot parse the file; nothing is changed then.
+        """
+        self._supervisord.reap()
+        options = self._supervisord.options
+        try:
+            options.process_config(do_usage=False)
+        except ValueError as error:
+            raise RPCError(Faults.CANT_REREAD, str(error)) from error
+        wanted = next((config for config in options.process_group_configs if config.name == GROUP), None)
+        group = self._supervisord.process_groups.get(GROUP)
+        if group is None:
+            if wanted is not None:
+                wanted.after_setuid()
+                self._supervisord.add_process_group(wanted)
+            return []
+        return _update_group(group, wanted)
+
+
+def _update_group(group: Any, wanted: Any) -> list[str]:
+    configs = {config.name: config for config in (wanted.process_configs if wanted else [])}
+    busy = []
+    for name, process in list(group.processes.items()):
+        if configs.get(name) == process.config:
+            continue
+        if process.get_state() not in STOPPED_STATES:
+            busy.append(name)
+            continue
+        del group.processes[name]
+    for name, config in configs.items():
+        if name not in group.processes:
+            config.create_autochildlogs()
+            group.processes[name] = config.make_process(group)
+    if wanted is not None:
+        group.config = wanted
+    return busy
+
+
+def make_fleet_interface(supervisord: Any, **_config: str) -> FleetInterface:
+    """Make the namespace; named in supervisord.conf as `supervisor.rpcinterface_factory`."""
+    _keep_wait_statuses()
+    return FleetInterface(supervisord)
+
+
+def _keep_wait_statuses() -> None:
+    """Have every program remember the raw status that waitpid gave, which supervisord only writes to its log."""
+    original = Subprocess.finish
+
+    def finish(self: Any, pid: int, sts: int) -> Any:
+        self.infer_dev_wait_status = sts
+        return original(self, pid, sts)
+
+    Subprocess.finish = finish
