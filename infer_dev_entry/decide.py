@@ -1,0 +1,517 @@
+"""The pure heart: `decide` takes a fleet and what was observed, and returns the new fleet with the actions to take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from infer_dev_entry.fleet import (
+    Action,
+    Configure,
+    Ending,
+    Fleet,
+    Kill,
+    Observation,
+    PlanWish,
+    Probe,
+    ProbeSeen,
+    ProcessSeen,
+    Report,
+    Result,
+    Server,
+    ShutdownWish,
+    Start,
+    StartSeen,
+    StartSupervisor,
+    StartWish,
+    State,
+    Stop,
+    StopWish,
+    SupervisorSeen,
+    Sweep,
+    SweepSeen,
+    Wish,
+    applied_specs,
+    backoff_s,
+    can_start_but_for_time,
+    find_server,
+    is_probed,
+    missing_dependencies,
+    wants_supervisor,
+)
+from infer_dev_entry.spec import ServerSpec
+
+# While a server starts it is probed this often, whatever its liveness period: readiness is news, and a refused
+# connection costs nothing.
+STARTUP_PROBE_PERIOD_S = 1.0
+# A process that survives SIGKILL this long (uninterruptible sleep in a driver) is signalled and reported again.
+KILL_RETRY_S = 10.0
+# A long load says this often that it still goes on.
+LOADING_NOTE_PERIOD_S = 15.0
+SUPERVISOR_BACKOFF_MAX_S = 10.0
+SUPERVISOR_SETTLED_S = 60.0
+
+
+def decide(fleet: Fleet, seen: Observation) -> tuple[Fleet, tuple[Action, ...]]:
+    """Take in what was observed and return the new fleet with the actions to carry out, in order."""
+    turn = _Turn(fleet, seen)
+    for wish in seen.wishes:
+        turn.take_wish(wish)
+    for result in seen.results:
+        turn.take_result(result)
+    if seen.processes is not None:
+        turn.take_processes(seen.processes)
+    turn.take_time()
+    return turn.fleet, tuple(turn.actions)
+
+
+class _Turn:
+    """One run of `decide`: a fleet that is replaced step by step, and the actions so far. Touches nothing else."""
+
+    def __init__(self, fleet: Fleet, seen: Observation) -> None:
+        self.fleet = fleet
+        self.seen = seen
+        self.actions: list[Action] = []
+
+    # -- small tools
+
+    def put(self, server: Server) -> None:
+        name = server.spec.name
+        servers = tuple(server if other.spec.name == name else other for other in self.fleet.servers)
+        self.fleet = replace(self.fleet, servers=servers)
+
+    def report(self, level: str, event: str, server: Server | None = None, **fields: str | int | float) -> None:
+        named = {"server": server.spec.name} if server else {}
+        self.actions.append(Report(level=level, event=event, fields=tuple((named | fields).items())))
+
+    def configure(self) -> None:
+        if self.fleet.supervisor_up:
+            self.actions.append(Configure(specs=applied_specs(self.fleet)))
+
+    # -- wishes
+
+    def take_wish(self, wish: Wish) -> None:
+        match wish:
+            case StopWish(names=names):
+                for server in self._named(names):
+                    self._stop(replace(server, wanted=False, reason="stopped by request", mend=""))
+            case StartWish(names=names):
+                for server in self._named(names):
+                    self._want_start(server)
+            case PlanWish(specs=specs):
+                self._take_plan(specs)
+            case ShutdownWish(now=now):
+                self._shut_down(now)
+
+    def _named(self, names: tuple[str, ...] | None) -> Iterable[Server]:
+        return [server for server in self.fleet.servers if names is None or server.spec.name in names]
+
+    def _stop(self, server: Server) -> None:
+        """Bring a server down gracefully, whatever it is doing."""
+        if server.pid and server.ending is not Ending.STOP:
+            server = replace(
+                server,
+                state=State.DRAINING,
+                ending=Ending.STOP,
+                drain_until=self.seen.now + server.spec.drain_timeout_s,
+            )
+            self.actions.append(Stop(name=server.spec.name))
+            self.report("info", "server.draining", server, drain_timeout_s=server.spec.drain_timeout_s)
+        elif not server.pid and not server.starting:
+            server = replace(server, state=State.STOPPED, ready_since=None)
+        self.put(server)
+
+    def _want_start(self, server: Server) -> None:
+        if self.fleet.shutting_down or (server.pid and server.ending is Ending.NONE):
+            return
+        server = replace(server, wanted=True, failures=0, unready_failures=0, due_at=self.seen.now, mend="")
+        if not server.pid:
+            server = replace(server, state=State.STARTING, reason="start requested")
+        self.put(server)
+
+    def _take_plan(self, specs: tuple[ServerSpec, ...]) -> None:
+        if self.fleet.shutting_down:
+            return
+        before = self.fleet
+        old = {server.spec.name: server for server in before.servers}
+        wanted = {spec.name for spec in specs}
+        kept = [self._plan_one(old.get(spec.name), spec) for spec in specs]
+        leaving = [
+            replace(server, removing=True, wanted=False) for server in before.servers if server.spec.name not in wanted
+        ]
+        leaving = [server for server in leaving if server.pid or server.starting]
+        self.fleet = replace(before, servers=(*kept, *leaving))
+        if applied_specs(before) != applied_specs(self.fleet):
+            self.configure()
+        for server in self.fleet.servers:
+            if server.removing or server.successor:
+                self._stop(server)
+
+    def _plan_one(self, server: Server | None, spec: ServerSpec) -> Server:
+        if server is None:
+            return Server(spec=spec, due_at=self.seen.now)
+        if server.spec == spec:
+            fresh = replace(server, removing=False, successor=None)
+            if fresh.pid or fresh.starting:
+                return replace(fresh, wanted=True)
+            # Whoever serves a config again wants its stopped, failed and waiting servers tried again now.
+            return replace(
+                fresh, wanted=True, state=State.STARTING, due_at=self.seen.now, failures=0, unready_failures=0, mend=""
+            )
+        if server.pid or server.starting:
+            return replace(server, successor=spec, wanted=True, removing=False, reason="config changed")
+        return Server(spec=spec, due_at=self.seen.now, swept=server.swept, sweeping=server.sweeping)
+
+    def _shut_down(self, now: bool) -> None:
+        self.fleet = replace(self.fleet, shutting_down=True, cut_short=now or self.fleet.cut_short)
+        for server in self.fleet.servers:
+            self._stop(replace(server, wanted=False, reason="shutting down", successor=None))
+
+    # -- results of actions
+
+    def take_result(self, result: Result) -> None:
+        if isinstance(result, SupervisorSeen):
+            self._take_supervisor(result)
+            return
+        server = find_server(self.fleet, result.name)
+        if server is None:
+            return
+        match result:
+            case StartSeen():
+                self._take_start(server, result)
+            case ProbeSeen():
+                self._take_probe(server, result)
+            case SweepSeen():
+                self._take_sweep(server, result)
+
+    def _take_supervisor(self, seen: SupervisorSeen) -> None:
+        if seen.up:
+            self.fleet = replace(
+                self.fleet, supervisor_up=True, supervisor_starting=False, supervisor_up_at=self.seen.now
+            )
+            return
+        settled = self.fleet.supervisor_up and self.seen.now - self.fleet.supervisor_up_at >= SUPERVISOR_SETTLED_S
+        failures = 1 if settled else self.fleet.supervisor_failures + 1
+        delay = 0.0 if failures == 1 else min(SUPERVISOR_BACKOFF_MAX_S, 0.1 * 2.0 ** min(failures, 20))
+        self.fleet = replace(
+            self.fleet,
+            supervisor_up=False,
+            supervisor_starting=False,
+            supervisor_failures=failures,
+            supervisor_due_at=self.seen.now + delay,
+        )
+        if not self.fleet.shutting_down:
+            self.report("error", "supervisor.lost", reason=seen.reason, retry_in_s=round(delay, 1))
+        for server in self.fleet.servers:
+            self._orphan(server, seen.reason)
+
+    def _orphan(self, server: Server, reason: str) -> None:
+        """supervisord is gone, so nobody owns this server's process: end what is left and start anew."""
+        was_running = bool(server.pid) or server.starting
+        server = replace(server, pid=0, starting=False, statename="STOPPED", ready_since=None)
+        if was_running:
+            server = replace(server, swept=False, sweeping=True)
+            self.actions.append(Sweep(name=server.spec.name))
+        if server.removing:
+            self._forget(server)
+            return
+        server = self._fresh(server)
+        if server.wanted and (was_running or server.state is State.STARTING):
+            server = replace(server, state=State.STARTING, reason=reason, due_at=self.seen.now)
+        elif was_running:
+            server = replace(server, state=State.STOPPED)
+        self.put(server)
+
+    def _fresh(self, server: Server) -> Server:
+        """Clear what belonged to the process that is gone, and move on to the successor spec if there is one."""
+        return replace(
+            server,
+            spec=server.successor or server.spec,
+            successor=None,
+            ready_at=None,
+            ready_since=None,
+            probing=False,
+            probe_failures=0,
+            ending=Ending.NONE,
+            ending_reason="",
+            drain_until=None,
+            kill_at=None,
+        )
+
+    def _take_start(self, server: Server, seen: StartSeen) -> None:
+        if not server.starting:
+            return  # supervisord was lost meanwhile; this start belongs to its past
+        server = replace(server, starting=False)
+        if seen.problem:
+            self._fail(server, seen.problem, seen.mend)
+            return
+        self._adopt(server, seen.pid)
+        server = find_server(self.fleet, seen.name) or server
+        if not server.wanted or server.removing or server.successor:
+            self._stop(server)
+
+    def _adopt(self, server: Server, pid: int) -> None:
+        """A process of this server runs now, started by us or by the user through supervisorctl."""
+        # The successor spec stays pending: this process still runs with the old one.
+        server = replace(self._fresh(replace(server, successor=None)), successor=server.successor)
+        self.put(
+            replace(
+                server,
+                pid=pid,
+                runs=server.runs + 1,
+                state=State.STARTING,
+                statename="STARTING",
+                reason="",
+                mend="",
+                started_at=self.seen.now,
+                probe_at=self.seen.now + 0.1,
+                note_at=self.seen.now + LOADING_NOTE_PERIOD_S,
+                swept=False,
+            )
+        )
+        self.report("info", "server.started", server, pid=pid, port=server.spec.port)
+
+    def _take_sweep(self, server: Server, seen: SweepSeen) -> None:
+        if seen.killed:
+            self.report("warning", "server.leftovers_ended", server, processes=", ".join(seen.killed))
+        if seen.survivors:
+            self.report("error", "server.leftovers_survive", server, processes=", ".join(seen.survivors))
+        server = replace(server, sweeping=False)
+        if not server.pid:
+            server = replace(server, swept=True)
+        self.put(server)
+
+    def _take_probe(self, server: Server, seen: ProbeSeen) -> None:
+        if not server.pid or seen.pid != server.pid:
+            return
+        server = replace(server, probing=False)
+        if server.ending is not Ending.NONE or server.state is State.DRAINING:
+            self.put(server)
+        elif seen.ok:
+            self._take_good_probe(server)
+        elif server.ready_at is None:
+            self._take_startup_probe(server, seen)
+        else:
+            self._take_bad_probe(server, seen)
+
+    def _take_startup_probe(self, server: Server, seen: ProbeSeen) -> None:
+        """Not ready yet, as expected; say so now and then."""
+        if self.seen.now >= server.note_at:
+            elapsed_s = round(self.seen.now - server.started_at)
+            self.report("info", "server.loading", server, elapsed_s=elapsed_s, probe=seen.reason)
+            server = replace(server, note_at=self.seen.now + LOADING_NOTE_PERIOD_S)
+        state = State.LOADING if seen.status else server.state
+        self.put(replace(server, state=state, reason=seen.reason))
+
+    def _take_good_probe(self, server: Server) -> None:
+        if server.ready_at is None:
+            took_s = round(self.seen.now - server.started_at, 1)
+            self.report("info", "server.ready", server, url=server.spec.url, after_s=took_s)
+            server = replace(server, ready_at=self.seen.now, unready_failures=0)
+            # From here the liveness period counts.
+            server = replace(server, probe_at=self.seen.now + server.spec.probe.period_s)
+        elif server.state is State.UNHEALTHY:
+            self.report("info", "server.recovered", server, failed_probes=server.probe_failures)
+        since = server.ready_since if server.state is State.READY else self.seen.wall
+        self.put(replace(server, state=State.READY, ready_since=since, probe_failures=0, reason="", mend=""))
+
+    def _take_bad_probe(self, server: Server, seen: ProbeSeen) -> None:
+        threshold = server.spec.probe.failure_threshold
+        failures = server.probe_failures + 1
+        reason = f"{failures} of {threshold} probes failed: {seen.reason}"
+        server = replace(server, state=State.UNHEALTHY, probe_failures=failures, reason=reason, ready_since=None)
+        self.report("warning", "server.probe_failed", server, reason=seen.reason, failures=failures, of=threshold)
+        if failures >= threshold:
+            self._end_hung(server, f"hung: {failures} probes in a row failed ({seen.reason})")
+        else:
+            self.put(server)
+
+    def _end_hung(self, server: Server, reason: str) -> None:
+        self.report("error", "server.hung", server, reason=reason, pid=server.pid)
+        self.actions.append(Kill(name=server.spec.name, evidence=True))
+        self.put(
+            replace(
+                server,
+                state=State.UNHEALTHY,
+                ending=Ending.HUNG,
+                ending_reason=reason,
+                reason=reason,
+                kill_at=self.seen.now + KILL_RETRY_S,
+                sweeping=True,
+            )
+        )
+
+    # -- what supervisord reports
+
+    def take_processes(self, processes: tuple[ProcessSeen, ...]) -> None:
+        for process in processes:
+            server = find_server(self.fleet, process.name)
+            # An answer to a question asked before the start knows nothing of the new process.
+            if server is not None and not server.starting and self.seen.processes_at >= server.started_at:
+                self._take_process(server, process)
+
+    def _take_process(self, server: Server, process: ProcessSeen) -> None:
+        if process.pid and process.pid != server.pid:
+            self._take_foreign_start(server, process)
+        elif process.pid:
+            self._take_running(server, process)
+        elif server.pid:
+            self._take_end(replace(server, pid=0, statename=process.statename), process)
+        else:
+            self.put(replace(server, statename=process.statename))
+
+    def _take_foreign_start(self, server: Server, process: ProcessSeen) -> None:
+        """A new process that we did not start: `supervisorctl start` or `restart` hands the server back to us."""
+        if server.pid:
+            self.report("info", "server.replaced", server, old_pid=server.pid)
+        self.actions.append(Sweep(name=server.spec.name))  # of its predecessor; live programs are spared
+        self._adopt(replace(server, wanted=True, failures=0, unready_failures=0), process.pid)
+
+    def _take_running(self, server: Server, process: ProcessSeen) -> None:
+        state, reason = server.state, server.reason
+        if process.statename == "STOPPING" and server.ending is Ending.NONE:
+            if state is not State.DRAINING:
+                self.report("info", "server.draining", server, by="supervisorctl")
+            state, reason = State.DRAINING, "stopped by supervisorctl"
+        elif process.statename == "RUNNING" and state is State.STARTING:
+            state = State.LOADING
+        self.put(replace(server, statename=process.statename, state=state, reason=reason))
+
+    def _take_end(self, server: Server, process: ProcessSeen) -> None:
+        """The process is gone: by our stop, by the user's, by our kill, or by itself."""
+        self.actions.append(Sweep(name=server.spec.name))
+        server = replace(server, swept=False, sweeping=True)
+        by_user = process.statename == "STOPPED" and server.ending is Ending.NONE
+        if server.ending is Ending.STOP or by_user:
+            self._take_stopped(server, by_user)
+        elif server.ending is Ending.HUNG:
+            self._fail(server, server.ending_reason, "see its log; if it was only busy, raise probe.failure_threshold")
+        else:
+            self._fail(server, process.ended, f"see infer-dev logs {server.spec.name}")
+
+    def _take_stopped(self, server: Server, by_user: bool) -> None:
+        self.report("info", "server.stopped", server)
+        if server.removing:
+            self._forget(server)
+            return
+        changed = server.successor is not None
+        again = server.wanted and not by_user and not self.fleet.shutting_down
+        server = self._fresh(server)
+        if again:
+            server = replace(server, state=State.STARTING, due_at=self.seen.now, failures=0, unready_failures=0)
+        else:
+            reason = "stopped by supervisorctl" if by_user else server.reason
+            server = replace(server, state=State.STOPPED, wanted=False, reason=reason)
+        self.put(server)
+        if changed:
+            self.configure()
+
+    def _forget(self, server: Server) -> None:
+        name = server.spec.name
+        servers = tuple(other for other in self.fleet.servers if other.spec.name != name)
+        self.fleet = replace(self.fleet, servers=servers)
+        self.configure()
+
+    def _fail(self, server: Server, reason: str, mend: str) -> None:
+        """A crash, a hang or a start that failed: back off, or give up."""
+        restart = server.spec.restart
+        was_ready = server.ready_at is not None
+        settled = was_ready and self.seen.now - (server.ready_at or 0.0) >= restart.reset_after_s
+        failures = 1 if settled else server.failures + 1
+        unready = 1 if was_ready else server.unready_failures + 1
+        changed = server.successor is not None
+        server = replace(self._fresh(server), failures=failures, unready_failures=unready, reason=reason, mend=mend)
+        if not server.wanted or self.fleet.shutting_down:
+            self.report("info", "server.stopped", server, reason=reason)
+            self.put(replace(server, state=State.STOPPED))
+            if server.removing:
+                self._forget(server)
+        elif restart.max_restarts and unready > restart.max_restarts:
+            self._give_up(server, unready)
+        else:
+            delay = backoff_s(restart, failures, self.seen.jitter)
+            self.report("error", "server.crashed", server, reason=reason, mend=mend, retry_in_s=round(delay, 2))
+            self.put(replace(server, state=State.BACKOFF, due_at=self.seen.now + delay))
+        if changed:
+            self.configure()
+
+    def _give_up(self, server: Server, unready: int) -> None:
+        name = server.spec.name
+        mend = f"read infer-dev logs {name}, mend the cause, then run infer-dev start {name}"
+        reason = f"{unready} starts in a row never became ready; the last: {server.reason}"
+        self.report("error", "server.failed", server, reason=reason, mend=mend)
+        self.put(replace(server, state=State.FAILED, reason=reason, mend=mend))
+
+    # -- the passing of time
+
+    def take_time(self) -> None:
+        for server in self.fleet.servers:
+            if server.pid:
+                self._take_time_running(server)
+        self._start_supervisor_if_due()
+        for server in self.fleet.servers:
+            self._start_if_due(server)
+
+    def _take_time_running(self, server: Server) -> None:
+        now = self.seen.now
+        if self.fleet.cut_short and server.kill_at is None:
+            self._kill_after_drain(server, "the stop was cut short")
+        elif server.drain_until is not None and now >= server.drain_until:
+            self._kill_after_drain(server, f"it did not stop within {server.spec.drain_timeout_s:g} s")
+        elif server.kill_at is not None and now >= server.kill_at:
+            self.report("error", "server.survives_sigkill", server, pid=server.pid)
+            self.actions.append(Kill(name=server.spec.name, evidence=False))
+            self.put(replace(server, kill_at=now + KILL_RETRY_S, sweeping=True))
+        elif server.ready_at is None and _is_past_startup(server, now):
+            deadline = server.spec.probe.startup_deadline_s
+            last = f" ({server.reason})" if server.reason else ""
+            self._end_hung(server, f"not ready {deadline:g} s after its start{last}")
+        elif is_probed(server) and now >= server.probe_at:
+            self._probe(server)
+
+    def _probe(self, server: Server) -> None:
+        probe = server.spec.probe
+        starting = server.ready_at is None
+        period = min(STARTUP_PROBE_PERIOD_S, probe.period_s) if starting else probe.period_s
+        path = probe.startup_path if starting else probe.liveness_path
+        self.actions.append(Probe(spec=server.spec, pid=server.pid, path=path))
+        self.put(replace(server, probing=True, probe_at=self.seen.now + period))
+
+    def _kill_after_drain(self, server: Server, why: str) -> None:
+        name = server.spec.name
+        if name not in self.fleet.had_to_kill:
+            self.fleet = replace(self.fleet, had_to_kill=(*self.fleet.had_to_kill, name))
+        self.report("warning", "server.killed", server, reason=why, pid=server.pid)
+        self.actions.append(Kill(name=name, evidence=False))
+        self.put(replace(server, drain_until=None, kill_at=self.seen.now + KILL_RETRY_S, sweeping=True))
+
+    def _start_supervisor_if_due(self) -> None:
+        fleet = self.fleet
+        if wants_supervisor(fleet) and self.seen.now >= fleet.supervisor_due_at:
+            self.actions.append(StartSupervisor(specs=applied_specs(fleet)))
+            self.fleet = replace(fleet, supervisor_starting=True)
+
+    def _start_if_due(self, server: Server) -> None:
+        fleet = self.fleet
+        waiting_state = server.state in (State.STARTING, State.BACKOFF)
+        if server.wanted and not server.pid and not server.starting and waiting_state:
+            missing = missing_dependencies(fleet, server)
+            if missing and server.state is State.STARTING:
+                self.put(replace(server, reason=f"waits until {', '.join(missing)} is ready"))
+                return
+        if not can_start_but_for_time(fleet, server):
+            return
+        due = max(server.due_at, fleet.last_start_at + server.spec.start_stagger_s)
+        if self.seen.now < due:
+            return
+        self.actions.append(Start(spec=server.spec))
+        self.fleet = replace(fleet, last_start_at=self.seen.now)
+        self.put(replace(server, starting=True, state=State.STARTING))
+
+
+def _is_past_startup(server: Server, now: float) -> bool:
+    return (
+        server.ending is Ending.NONE
+        and server.state is not State.DRAINING
+        and (now >= server.started_at + server.spec.probe.startup_deadline_s)
+    )

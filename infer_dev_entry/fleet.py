@@ -1,0 +1,344 @@
+"""The fleet as data: the state of every server, what can be observed of it, and the actions that can follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from infer_dev_entry.spec import RestartSpec, ServerSpec
+
+
+class State(StrEnum):
+    """What a server is to its users."""
+
+    WAITING_GPU = "waiting-gpu"
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    UNHEALTHY = "unhealthy"
+    DRAINING = "draining"
+    BACKOFF = "backoff"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class Ending(StrEnum):
+    """Why we ended a process ourselves; tells our own kill from a crash."""
+
+    NONE = ""
+    STOP = "stop"
+    HUNG = "hung"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """One server. Times are monotonic seconds but `ready_since`, which is Unix time for display.
+
+    `wanted` is the wish of config and user. `pid` is 0 without a process. `failures` counts crashes in a row for the
+    back-off, `unready_failures` those without readiness in between. `successor` replaces the spec once this process is
+    gone; `removing` drops the server then.
+    """
+
+    spec: ServerSpec
+    state: State = State.STARTING
+    statename: str = "STOPPED"
+    wanted: bool = True
+    pid: int = 0
+    runs: int = 0
+    failures: int = 0
+    unready_failures: int = 0
+    reason: str = ""
+    mend: str = ""
+    started_at: float = 0.0
+    ready_at: float | None = None
+    ready_since: float | None = None
+    due_at: float = 0.0
+    swept: bool = True
+    sweeping: bool = False
+    starting: bool = False
+    probing: bool = False
+    probe_at: float = 0.0
+    probe_failures: int = 0
+    ending: Ending = Ending.NONE
+    ending_reason: str = ""
+    drain_until: float | None = None
+    kill_at: float | None = None
+    note_at: float = 0.0
+    removing: bool = False
+    successor: ServerSpec | None = None
+
+    @property
+    def restarts(self) -> int:
+        """How often it was started again."""
+        return max(0, self.runs - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """All servers in start order, and what concerns them all."""
+
+    servers: tuple[Server, ...] = ()
+    supervisor_up: bool = False
+    supervisor_starting: bool = False
+    supervisor_failures: int = 0
+    supervisor_due_at: float = 0.0
+    supervisor_up_at: float = 0.0
+    last_start_at: float = float("-inf")
+    shutting_down: bool = False
+    cut_short: bool = False
+    had_to_kill: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------------------------------------------- observations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSeen:
+    """One program as supervisord reports it; `ended` describes the last end for people ("killed by SIGKILL")."""
+
+    name: str
+    statename: str
+    pid: int
+    ended: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartSeen:
+    """The outcome of a Start."""
+
+    name: str
+    pid: int
+    problem: str = ""
+    mend: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSeen:
+    """The outcome of a Probe of process `pid`."""
+
+    name: str
+    pid: int
+    ok: bool
+    status: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepSeen:
+    """The outcome of a Sweep or Kill."""
+
+    name: str
+    killed: tuple[str, ...] = ()
+    survivors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopWish:
+    """Stop these servers and keep them stopped; None means all."""
+
+    names: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartWish:
+    """Start these servers, also when they have failed; None means all."""
+
+    names: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanWish:
+    """Make the fleet be these servers; equal ones keep running."""
+
+    specs: tuple[ServerSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShutdownWish:
+    """Drain and stop everything; `now` ends it without waiting."""
+
+    now: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorSeen:
+    """supervisord answers (`up`), or is gone."""
+
+    up: bool
+    reason: str = ""
+
+
+Wish = StopWish | StartWish | PlanWish | ShutdownWish
+Result = StartSeen | ProbeSeen | SweepSeen | SupervisorSeen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """All that happened since the last decision. `jitter` is a random number in [0, 1) for the back-off.
+
+    `processes` is supervisord's view as asked for at `processes_at`; what has started since is not in it.
+    """
+
+    now: float
+    wall: float
+    jitter: float = 0.0
+    wishes: tuple[Wish, ...] = ()
+    results: tuple[Result, ...] = ()
+    processes: tuple[ProcessSeen, ...] | None = None
+    processes_at: float = 0.0
+
+
+# --------------------------------------------------------------------------------------------------------- actions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configure:
+    """Give supervisord the configuration of these servers."""
+
+    specs: tuple[ServerSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Start a program whose leftovers are swept."""
+
+    spec: ServerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Have supervisord send SIGTERM to the main process."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kill:
+    """End the whole tree of a live server; with `evidence`, look at it first."""
+
+    name: str
+    evidence: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """End whatever a dead server has left behind."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Probe a server once."""
+
+    spec: ServerSpec
+    pid: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartSupervisor:
+    """Start supervisord with the configuration of these servers."""
+
+    specs: tuple[ServerSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Log an event. `level` is a name of the logging module in lower case."""
+
+    level: str
+    event: str
+    fields: tuple[tuple[str, str | int | float], ...]
+
+
+Action = Configure | Start | Stop | Kill | Sweep | Probe | StartSupervisor | Report
+
+
+# ----------------------------------------------------------------------------------------------------- pure pieces
+
+
+def backoff_s(restart: RestartSpec, failures: int, jitter: float) -> float:
+    """Return the delay before the next start after `failures` (≥ 1) crashes in a row, in seconds.
+
+    Doubles from `backoff_initial_s` up to `backoff_max_s`; `jitter` in [0, 1) takes off up to a tenth, so that servers
+    which died together do not load together.
+    """
+    doublings = min(max(0, failures - 1), 60)  # 2**60 seconds is beyond any maximum; no overflow
+    delay = min(restart.backoff_max_s, restart.backoff_initial_s * 2.0**doublings)
+    return delay * (1.0 - 0.1 * jitter)
+
+
+def find_server(fleet: Fleet, name: str) -> Server | None:
+    """Return the server of that name."""
+    return next((server for server in fleet.servers if server.spec.name == name), None)
+
+
+def is_healthy(fleet: Fleet) -> bool:
+    """True when every server that should serve is ready; servers that the user stopped do not count."""
+    return all(server.state is State.READY for server in fleet.servers if server.wanted)
+
+
+def is_down(fleet: Fleet) -> bool:
+    """True when no server has a process, or is about to get one."""
+    return not any(server.pid or server.starting or server.sweeping for server in fleet.servers)
+
+
+def applied_specs(fleet: Fleet) -> tuple[ServerSpec, ...]:
+    """Return the specs that supervisord should know now: a changed server keeps its old one until it has stopped."""
+    return tuple(server.spec for server in fleet.servers)
+
+
+def wants_supervisor(fleet: Fleet) -> bool:
+    """True when supervisord is to be started as soon as it is due: nothing of its predecessor may be left by then."""
+    idle = not fleet.supervisor_up and not fleet.supervisor_starting and not fleet.shutting_down
+    return idle and bool(fleet.servers) and not any(server.sweeping for server in fleet.servers)
+
+
+def wake_at(fleet: Fleet) -> float:
+    """Return the monotonic time at which something is due, or infinity."""
+    times = [_server_wake_at(fleet, server) for server in fleet.servers]
+    if wants_supervisor(fleet):
+        times.append(fleet.supervisor_due_at)
+    return min(times, default=float("inf"))
+
+
+def _server_wake_at(fleet: Fleet, server: Server) -> float:
+    times = []
+    if server.pid:
+        if server.drain_until is not None:
+            times.append(server.drain_until)
+        if server.kill_at is not None:
+            times.append(server.kill_at)
+        if is_probed(server):
+            times.append(server.probe_at)
+            if server.ready_at is None:
+                times.append(server.started_at + server.spec.probe.startup_deadline_s)
+    elif can_start_but_for_time(fleet, server):
+        times.append(max(server.due_at, fleet.last_start_at + server.spec.start_stagger_s))
+    return min(times, default=float("inf"))
+
+
+def is_probed(server: Server) -> bool:
+    return (
+        bool(server.pid) and not server.probing and server.ending is Ending.NONE and server.state is not State.DRAINING
+    )
+
+
+def can_start_but_for_time(fleet: Fleet, server: Server) -> bool:
+    return (
+        server.wanted
+        and not server.pid
+        and not server.starting
+        and server.swept
+        and server.state in (State.STARTING, State.BACKOFF)
+        and fleet.supervisor_up
+        and not fleet.shutting_down
+        and not missing_dependencies(fleet, server)
+    )
+
+
+def missing_dependencies(fleet: Fleet, server: Server) -> list[str]:
+    """Name the dependencies that are not ready; one that is not in the fleet cannot be waited for."""
+    found = (find_server(fleet, name) for name in server.spec.depends_on)
+    return [other.spec.name for other in found if other and other.state is not State.READY]
