@@ -1,0 +1,197 @@
+"""The one door to /proc: who descends from whom, who carries a server's mark, and how a whole tree is ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from infer_dev_entry.settings import MARK_VARIABLE
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcInfo:
+    """One process. `start_ticks` (clock ticks since boot) with the pid names it for good: pids are used again."""
+
+    pid: int
+    ppid: int
+    pgid: int
+    sid: int
+    start_ticks: int
+    state: str
+    comm: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepResult:
+    """Who a sweep ended, as `pid (comm)`, and who would not go."""
+
+    killed: tuple[str, ...]
+    survivors: tuple[str, ...]
+
+
+def read_process(pid: int) -> ProcInfo | None:
+    """Read one process, or None when it is gone. Source of the fields: proc_pid_stat(5)."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    head, _, tail = text.rpartition(")")  # comm may hold spaces and parentheses
+    fields = tail.split()
+    return ProcInfo(
+        pid=pid,
+        comm=head.partition("(")[2],
+        state=fields[0],
+        ppid=int(fields[1]),
+        pgid=int(fields[2]),
+        sid=int(fields[3]),
+        start_ticks=int(fields[19]),
+    )
+
+
+def read_processes() -> dict[int, ProcInfo]:
+    """Read every process of this PID namespace."""
+    pids = (int(name) for name in os.listdir(_PROC) if name.isdigit())
+    return {info.pid: info for pid in pids if (info := read_process(pid))}
+
+
+def find_descendants(processes: Mapping[int, ProcInfo], roots: Iterable[int]) -> set[int]:
+    """Return the pids below `roots`, without the roots themselves."""
+    children: dict[int, list[int]] = {}
+    for info in processes.values():
+        children.setdefault(info.ppid, []).append(info.pid)
+    found: set[int] = set()
+    queue = list(roots)
+    while queue:
+        for child in children.get(queue.pop(), ()):
+            if child not in found:
+                found.add(child)
+                queue.append(child)
+    return found
+
+
+def find_marked(processes: Iterable[int], prefix: str) -> set[int]:
+    """Return the pids whose environment carries a mark that equals `prefix`, or starts with it where it ends in `/`.
+
+    A process that rewrote its title (setproctitle) has lost its environment; track its descent as well.
+    """
+    needle = f"{MARK_VARIABLE}={prefix}".encode()
+    found = set()
+    for pid in processes:
+        with contextlib.suppress(OSError):
+            variables = (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+            if any(item == needle or (needle.endswith(b"/") and item.startswith(needle)) for item in variables):
+                found.add(pid)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracked:
+    """What is remembered of a live server, so that its processes are found when it is dead and they are orphans.
+
+    `members` holds (pid, start_ticks) of the main process and of every descendant seen so far.
+    """
+
+    mark: str
+    main_pid: int
+    sid: int
+    members: frozenset[tuple[int, int]]
+
+    def with_descendants(self, processes: Mapping[int, ProcInfo]) -> Tracked:
+        """Return this with the descendants of every living member added and the dead ones forgotten."""
+        living = self.living(processes)
+        found = living | find_descendants(processes, living)
+        members = frozenset((pid, processes[pid].start_ticks) for pid in found)
+        return Tracked(mark=self.mark, main_pid=self.main_pid, sid=self.sid, members=members)
+
+    def living(self, processes: Mapping[int, ProcInfo]) -> set[int]:
+        """Return the members that still run; a pid that was given to a new process is not one."""
+        return {pid for pid, ticks in self.members if (info := processes.get(pid)) and info.start_ticks == ticks}
+
+
+def track(mark: str, pid: int) -> Tracked:
+    """Start to remember the server whose main process is `pid` (0: none yet)."""
+    info = read_process(pid) if pid else None
+    members = frozenset({(info.pid, info.start_ticks)}) if info else frozenset()
+    return Tracked(mark=mark, main_pid=pid, sid=info.sid if info else 0, members=members)
+
+
+def find_leftovers(tracked: Tracked, processes: Mapping[int, ProcInfo]) -> set[int]:
+    """Return every process of a server: its group, its known tree, and all that carry its mark, with descendants."""
+    group = {
+        info.pid
+        for info in processes.values()
+        if tracked.main_pid and info.pgid == tracked.main_pid and info.sid == tracked.sid
+    }
+    found = group | tracked.living(processes) | find_marked(processes, tracked.mark)
+    found |= find_descendants(processes, found)
+    found.discard(os.getpid())
+    return {pid for pid in found if processes[pid].state not in "ZX"}
+
+
+def find_spared(tracked: Tracked, processes: Mapping[int, ProcInfo], spare_below: int, spare_main: bool) -> set[int]:
+    """Return the live programs of supervisord (`spare_below`) with all their descendants.
+
+    They are no leftovers, even when they carry the mark: `supervisorctl restart` may have started the server anew while
+    its predecessor is swept. Only the main process that is to be killed is not spared.
+    """
+    if not spare_below:
+        return set()
+    programs = {info.pid for info in processes.values() if info.ppid == spare_below}
+    if not spare_main:
+        programs.discard(tracked.main_pid)
+    return programs | find_descendants(processes, programs) | {spare_below}
+
+
+async def end_leftovers(
+    tracked: Tracked, *, spare_below: int = 0, spare_main: bool = True, rounds: int = 5
+) -> SweepResult:
+    """SIGKILL every process of a server and wait until all are gone, again while new ones turn up.
+
+    Takes at most `rounds` seconds. See `find_spared` for who is left alone.
+    """
+    killed: list[str] = []
+    survivors: tuple[str, ...] = ()
+    for _ in range(rounds):
+        processes = read_processes()
+        leftovers = find_leftovers(tracked, processes) - find_spared(tracked, processes, spare_below, spare_main)
+        if not leftovers:
+            return SweepResult(killed=tuple(killed), survivors=())
+        alive = await _kill_and_wait([processes[pid] for pid in leftovers], timeout_s=1.0)
+        named = {f"{pid} ({processes[pid].comm})" for pid in leftovers}
+        killed.extend(sorted(named - set(killed)))
+        survivors = tuple(f"{pid} ({processes[pid].comm})" for pid in sorted(alive))
+    gone = tuple(name for name in killed if name not in survivors)
+    return SweepResult(killed=gone, survivors=survivors)
+
+
+async def _kill_and_wait(victims: list[ProcInfo], timeout_s: float) -> set[int]:
+    """Kill through pidfds, which cannot hit a successor of the pid; return who still lives after `timeout_s`."""
+    handles: dict[int, int] = {}
+    poller = select.poll()
+    try:
+        for victim in victims:
+            with contextlib.suppress(OSError):
+                handle = os.pidfd_open(victim.pid)
+                handles[handle] = victim.pid
+                poller.register(handle, select.POLLIN)
+                now = read_process(victim.pid)
+                if now and now.start_ticks == victim.start_ticks:
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+        waiting = set(handles)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while waiting and asyncio.get_running_loop().time() < deadline:
+            waiting -= {handle for handle, _ in poller.poll(0)}
+            if waiting:
+                await asyncio.sleep(0.002)
+        return {handles[handle] for handle in waiting}
+    finally:
+        for handle in handles:
+            os.close(handle)
