@@ -1,0 +1,62 @@
+"""Ask the running entry through its control socket."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from infer_dev_entry.errors import NotRunningError, RequestError, UnknownServerError
+from infer_dev_entry.rundir import control_socket, default_run_dir
+
+_MAX_ANSWER_BYTES = 64 * 1024 * 1024
+
+
+def ask(environ: Mapping[str, str], request: Mapping[str, Any], timeout_s: float = 10.0) -> dict[str, Any]:
+    """Send one request and return the answer.
+
+    Raises:
+        NotRunningError: nobody answers on the control socket.
+        UnknownServerError: the request names a server that does not exist.
+        RequestError: the entry refused.
+    """
+    path = control_socket(default_run_dir(environ))
+    answer = _exchange(path, json.dumps(request).encode() + b"\n", timeout_s)
+    if answer.get("ok"):
+        return answer
+    text = str(answer.get("error", "no reason given"))
+    raise UnknownServerError(text) if answer.get("kind") == "unknown-server" else RequestError(text)
+
+
+def _exchange(path: str, request: bytes, timeout_s: float) -> dict[str, Any]:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+            peer.settimeout(timeout_s)
+            peer.connect(path)
+            peer.sendall(request)
+            with peer.makefile("rb") as stream:
+                line = stream.readline(_MAX_ANSWER_BYTES)
+        answer = json.loads(line)
+        if isinstance(answer, dict):
+            return answer
+        raise ValueError("not an object")
+    except TimeoutError as error:
+        raise NotRunningError(f"no answer from infer-dev entry on {path} in {timeout_s:g} s; is it stopped?") from error
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise NotRunningError(
+            f"no fleet is running (nobody listens on {path}); start one with: infer-dev serve CONFIG.toml"
+        ) from error
+    except PermissionError as error:
+        raise NotRunningError(f"cannot reach {path}: permission denied; run as root or as the servers' user") from error
+    except (OSError, ValueError) as error:
+        raise NotRunningError(f"cannot talk to infer-dev entry on {path}: {error}") from error
+
+
+def is_running(environ: Mapping[str, str]) -> bool:
+    """True when an entry with a fleet answers."""
+    try:
+        ask(environ, {"op": "status"})
+    except (NotRunningError, RequestError):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""PID 1: signals, spawning, the sole waitpid, the boot line and the loop observe → decide → act."""

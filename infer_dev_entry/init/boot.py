@@ -1,0 +1,366 @@
+"""Boot a fleet as PID 1: run directory, control socket, the stages that the gates ask for, the command, the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pwd
+import signal
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from infer_dev_entry import fleet as f
+from infer_dev_entry.errors import ConfigError, EntryError, SettingsError
+from infer_dev_entry.init.act import Actor, Owner
+from infer_dev_entry.init.control import serve_control
+from infer_dev_entry.init.loop import FleetLoop
+from infer_dev_entry.init.mirror_child import MirrorChild
+from infer_dev_entry.init.reaper import Reaper, describe_end
+from infer_dev_entry.init.requests import Requests
+from infer_dev_entry.init.spawn import exit_code, give_terminal, signal_group, spawn_command, spawn_helper
+from infer_dev_entry.init.status_http import parse_address, serve_status
+from infer_dev_entry.log import LineWriter, configure_log, get_log
+from infer_dev_entry.render import DaemonSpec
+from infer_dev_entry.rundir import control_socket, default_run_dir, prepare_run_dir, read_fleet_id, write_private
+from infer_dev_entry.settings import Settings
+from infer_dev_entry.spec import Plan, parse_plan
+
+PLAN_TIMEOUT_S = 60.0
+# A child of a boot stage that is told to stop gets this long before SIGKILL.
+STAGE_STOP_S = 1.5
+# How long a command may outlive a stop when no server's drain allows more: Docker's own default grace.
+COMMAND_STOP_S = 9.0
+
+_STOP = (signal.SIGTERM, signal.SIGINT)
+# Left to the kernel: for these a Python handler would run for ever on the faulting instruction.
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+_UNCATCHABLE = {signal.SIGKILL, signal.SIGSTOP}
+
+
+def run_fleet(
+    settings: Settings, command: tuple[str, ...], environ: Mapping[str, str], *, mask: Iterable[int], keeper: bool
+) -> int:
+    """Boot, supervise, drain; return the exit code of the container."""
+    configure_log(settings.log_format, settings.log_level)
+    return asyncio.run(_Entry(settings, command, environ, tuple(mask), keeper).run())
+
+
+class _Entry:
+    """One life of the entry: what is shared between the boot line, the signals and the end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        command: tuple[str, ...],
+        environ: Mapping[str, str],
+        mask: tuple[int, ...],
+        keeper: bool,
+    ) -> None:
+        self._settings = settings
+        self._command = command
+        self._environ = environ
+        self._mask = mask
+        self._log = get_log()
+        self._run_dir = default_run_dir(environ)
+        self._reaper = Reaper()
+        self._loop: FleetLoop | None = None
+        self._requests = Requests(keeper=keeper)
+        self._mirror = MirrorChild(self._reaper, environ, self._run_dir, self._log)
+        self._boot: asyncio.Task[None] | None = None
+        self._stage_pid = 0
+        self._cmd_pid = 0
+        self._cmd_exit: asyncio.Future[int] | None = None
+        self._stops = 0
+        self._stopping = asyncio.Event()
+        self._exit_code = 0
+
+    # -- the life
+
+    async def run(self) -> int:
+        self._catch_signals()
+        for warning in self._settings.warnings:
+            self._log.warning("settings.odd", message=warning)
+        self._boot = asyncio.get_running_loop().create_task(self._boot_line())
+        await self._wait_for_end()
+        await self._end()
+        return self._exit_code
+
+    async def _wait_for_end(self) -> None:
+        """Wait for a stop signal, the end of the command, or the end of a hand-started fleet."""
+        while not self._stopping.is_set():
+            await self._stopping.wait()
+
+    async def _boot_line(self) -> None:
+        """The boot stages, in order. An error ends the container or is kept for `status`, as the settings say."""
+        try:
+            await self._open_run_dir()
+            await self._run_stages()
+            self._requests.stage = "running"
+        except EntryError as error:
+            self._take_boot_error(error)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._log.error("entry.bug", error=repr(error), exc_info=error)
+            self._take_boot_error(EntryError(f"cannot boot: {error!r}; this is a bug in infer-dev"))
+        if not self._stopping.is_set():
+            self._start_command()
+
+    def _take_boot_error(self, error: EntryError) -> None:
+        """Log every fault on a line of its own, the first one first."""
+        self._requests.take_boot_error(error)
+        faults = error.faults if isinstance(error, ConfigError) else (str(error),)
+        for fault in faults:
+            self._log.error("boot.failed", error=fault, exit_code=error.exit_code)
+        if self._settings.exit_on_error or self._requests.keeper:
+            self._exit_code = error.exit_code
+            self._stopping.set()
+        else:
+            self._log.warning("boot.staying", mend="mend the cause, then: infer-dev serve CONFIG.toml")
+
+    # -- boot stages
+
+    async def _open_run_dir(self) -> None:
+        owner = find_owner(self._settings)
+        self._lock = prepare_run_dir(self._run_dir, shared=owner is not None)
+        fleet_id = read_fleet_id(self._run_dir)
+        write_private(f"{self._run_dir}/entry.pid", f"{os.getpid()}\n")
+        daemon = DaemonSpec(
+            run_dir=self._run_dir,
+            user=owner.name if owner else "",
+            is_root=os.geteuid() == 0,
+            fleet_id=fleet_id,
+            environment=_home_of(owner),
+        )
+        self._loop = FleetLoop(
+            lambda loop: Actor(
+                daemon=daemon,
+                owner=owner,
+                environ=self._environ,
+                reaper=self._reaper,
+                log=self._log,
+                post=loop.post,
+                poke=loop.poke,
+            ),
+            self._log,
+            on_ready=self._greet,
+            on_turn=self._take_turn,
+        )
+        self._requests.attach(self._loop)
+        self._loop_task = asyncio.get_running_loop().create_task(self._loop.run())
+        uids = frozenset({0, os.geteuid(), *([owner.uid] if owner else [])})
+        self._servers = [await serve_control(control_socket(self._run_dir), self._requests.handle, uids)]
+        if self._settings.status_addr:
+            host, port = parse_address(self._settings.status_addr)
+            self._servers.append(await serve_status(host, port, self._requests))
+        self._log.info("entry.started", pid=os.getpid(), run_dir=self._run_dir, fleet_id=fleet_id)
+
+    async def _run_stages(self) -> None:
+        settings = self._settings
+        if settings.bundle_on_boot:
+            raise SettingsError(
+                "cannot install the bundle: this version has no installer yet; unset AUTO_INFER_SGLANG_BUNDLE_ON_BOOT"
+            )
+        if settings.model_download_on_boot:
+            raise SettingsError(
+                "cannot download models: this version has no downloader yet; "
+                "unset AUTO_INFER_SGLANG_MODEL_DOWNLOAD_ON_BOOT"
+            )
+        if settings.on_boot:
+            self._requests.stage = "planning"
+            plan = await self._make_plan()
+            for warning in plan.warnings:
+                self._log.warning("config.note", message=warning)
+            self._log.info("config.loaded", source=plan.source, servers=len(plan.servers))
+            self._requests.apply(plan)
+
+    async def _make_plan(self) -> Plan:
+        """Have a child read and check the config.
+
+        Raises:
+            EntryError: what the child found, with its exit code.
+        """
+        answer_path = f"{self._run_dir}/plan.json"
+        argv = (sys.executable, "-m", "infer_dev_entry.planner", answer_path)
+        environ = dict(self._environ) | {"INFER_DEV_RUN_DIR": self._run_dir}
+        try:
+            status = await self._run_stage(argv, environ, PLAN_TIMEOUT_S)
+            if status != 0:
+                raise SettingsError(f"cannot read the config: the planner {describe_end(status)}")
+            with open(answer_path, encoding="utf-8") as file:
+                answer = json.load(file)
+        except TimeoutError as error:
+            raise SettingsError(f"cannot read the config: not done in {PLAN_TIMEOUT_S:g} s") from error
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"cannot read the config: {error}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(answer_path)  # it holds the servers' environment
+        if "plan" in answer:
+            return parse_plan(json.dumps(answer["plan"]))
+        raise _rebuild_error(answer)
+
+    async def _run_stage(self, argv: tuple[str, ...], environ: Mapping[str, str], timeout_s: float) -> int:
+        """Run a child of the boot line and return its wait status; it is ended when time runs out or boot is cancelled.
+
+        Raises:
+            TimeoutError: it took longer than `timeout_s`.
+        """
+        self._stage_pid = spawn_helper(argv, environ)
+        exited = self._reaper.expect(self._stage_pid)
+        try:
+            return await asyncio.wait_for(asyncio.shield(exited), timeout_s)
+        finally:
+            if not exited.done():
+                signal_group(self._stage_pid, signal.SIGTERM)
+                await asyncio.wait({exited}, timeout=STAGE_STOP_S)
+                signal_group(self._stage_pid, signal.SIGKILL)
+            self._stage_pid = 0
+
+    def _start_command(self) -> None:
+        if not self._command:
+            return
+        self._cmd_pid = spawn_command(self._command, self._environ, self._mask)
+        self._cmd_exit = self._reaper.expect(self._cmd_pid)
+        self._cmd_exit.add_done_callback(self._take_command_exit)
+
+    def _take_command_exit(self, exited: asyncio.Future[int]) -> None:
+        if exited.cancelled():
+            return
+        self._exit_code = exit_code(exited.result())
+        self._log.info("command.ended", how=describe_end(exited.result()), exit_code=self._exit_code)
+        give_terminal(os.getpgrp())  # a Ctrl-C during the drain is for us
+        self._stopping.set()
+
+    # -- signals
+
+    def _catch_signals(self) -> None:
+        """Handle every signal that can be handled, then let those through that came before."""
+        loop = asyncio.get_running_loop()
+        for number in signal.valid_signals() - _FAULTS - _UNCATCHABLE:
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                loop.add_signal_handler(number, self._take_signal, number)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _take_signal(self, number: int) -> None:
+        if number == signal.SIGCHLD:
+            self._reaper.reap()
+        elif number in _STOP or (number == signal.SIGHUP and self._is_hangup()):
+            self._take_stop(number)
+        elif self._cmd_pid and self._cmd_exit and not self._cmd_exit.done():
+            signal_group(self._cmd_pid, number)
+        else:
+            self._log.debug("signal.ignored", signal=_signal_name(number))
+
+    def _is_hangup(self) -> bool:
+        """A closed terminal ends a fleet that runs in it by hand; a container's PID 1 takes SIGHUP for the command."""
+        return not self._command and os.getpid() != 1 and os.isatty(0)
+
+    def _take_stop(self, number: int) -> None:
+        self._stops += 1
+        self._log.info("entry.stopping", signal=_signal_name(number), cut_short=self._stops > 1)
+        if self._cmd_exit and not self._cmd_exit.done():
+            signal_group(self._cmd_pid, number if self._stops == 1 else signal.SIGKILL)
+        if self._stops > 1 and self._loop:
+            self._loop.wish(f.ShutdownWish(now=True))
+        self._stopping.set()
+
+    # -- the end
+
+    async def _end(self) -> None:
+        """Drain every server in parallel, end the command, and report who had to be killed."""
+        began = asyncio.get_running_loop().time()
+        if self._boot and not self._boot.done():
+            self._boot.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._boot
+        loop = self._loop
+        if loop is not None:
+            loop.wish(f.ShutdownWish(now=self._stops > 1))
+            await self._loop_task
+            await loop.actor.supervisord.stop()
+        await self._end_command()
+        if loop is not None:
+            self._mirror.stop()
+            for server in self._servers:
+                server.close()
+            loop.actor.clean_up()
+            killed = loop.fleet.had_to_kill
+            took_s = round(asyncio.get_running_loop().time() - began, 2)
+            self._log.info("entry.stopped", took_s=took_s, had_to_kill=list(killed), exit_code=self._exit_code)
+
+    async def _end_command(self) -> None:
+        """A command that outlives the drain (an interactive shell ignores SIGTERM) is ended when its time is up."""
+        exited = self._cmd_exit
+        if exited is None or exited.done():
+            return
+        drains = [server.spec.drain_timeout_s for server in self._loop.fleet.servers] if self._loop else []
+        deadline = asyncio.get_running_loop().time() + max([COMMAND_STOP_S, *drains])
+        while not exited.done() and self._stops < 2 and asyncio.get_running_loop().time() < deadline:
+            await asyncio.wait({exited}, timeout=0.2)
+        if not exited.done():
+            self._log.warning("command.killed", pid=self._cmd_pid)
+            signal_group(self._cmd_pid, signal.SIGKILL)
+            await asyncio.wait({exited}, timeout=STAGE_STOP_S)
+
+    # -- small ones
+
+    def _greet(self, line: str) -> None:
+        """Show the ready table to a person; a log collector has the event."""
+        if self._settings.log_format == "console" or (not self._settings.log_format and sys.stderr.isatty()):
+            LineWriter(2).write_line(line)
+
+    def _take_turn(self, fleet: f.Fleet) -> None:
+        if self._settings.log_mirror:
+            self._mirror.follow({server.spec.name: server.spec.log_file for server in fleet.servers})
+        if self._requests.keeper and self._requests.is_over():
+            self._stopping.set()
+
+
+def find_owner(settings: Settings) -> Owner | None:
+    """Return the user that servers run as, or None when they run as we do.
+
+    Raises:
+        SettingsError: the user does not exist, or we are not root and cannot become another.
+    """
+    name = settings.user
+    try:
+        entry = pwd.getpwnam(name or "me")
+    except KeyError:
+        if name:
+            raise SettingsError(
+                f"AUTO_INFER_SGLANG_USER={name!r} does not exist in this container; create it or unset the variable"
+            ) from None
+        return None
+    if entry.pw_uid == os.geteuid():
+        return None
+    if os.geteuid() != 0:
+        if not name:
+            return None
+        raise SettingsError(f"cannot run servers as AUTO_INFER_SGLANG_USER={name!r}: the entry does not run as root")
+    return Owner(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
+
+
+def _home_of(owner: Owner | None) -> tuple[tuple[str, str], ...]:
+    """supervisord drops the uid but leaves root's HOME; caches would then go where the user may not write."""
+    if owner is None:
+        return ()
+    home = pwd.getpwuid(owner.uid).pw_dir
+    return (("HOME", home), ("LOGNAME", owner.name), ("USER", owner.name))
+
+
+def _rebuild_error(answer: Mapping[str, Any]) -> EntryError:
+    faults = tuple(str(fault) for fault in answer.get("faults", ())) or ("cannot read the config: no reason given",)
+    if answer.get("exit_code") == ConfigError.exit_code:
+        return ConfigError(faults)
+    return SettingsError("; ".join(faults))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,60 @@
+"""The entrypoint: decide by the gates whether to be a mere proxy or to boot a fleet. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+
+from infer_dev_entry.init.proxy import run_idle, run_proxy
+from infer_dev_entry.rundir import default_run_dir
+from infer_dev_entry.settings import Settings, parse_settings
+
+
+def run_entry(command: Sequence[str], environ: Mapping[str, str], *, keeper: bool = False) -> int:
+    """Run as PID 1 (or as a subreaper when we are not) until done, and return the container's exit code.
+
+    `keeper` says that a fleet was started by hand: it ends when its servers are stopped.
+    """
+    # PID 1 loses every signal that it has no handler for. Block them all until somebody waits for them.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    settings = parse_settings(environ)
+    if os.getpid() != 1:
+        _become_subreaper()
+    if settings.any_gate or keeper:
+        from infer_dev_entry.init.boot import run_fleet  # asyncio and structlog: only a fleet pays for them
+
+        return run_fleet(settings, tuple(command), environ, mask=mask, keeper=keeper)
+    _print_warnings(settings)
+    if command:
+        return run_proxy(command, environ, mask)
+    _print("info", "all gates are off and there is no command: waiting for SIGTERM", settings)
+    return run_idle(os.path.join(default_run_dir(environ), "entry.pid"))
+
+
+def _become_subreaper() -> None:
+    """Have orphans below us come to us instead of to PID 1 (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    import ctypes
+
+    pr_set_child_subreaper = 36
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
+
+
+def _print_warnings(settings: Settings) -> None:
+    for warning in settings.warnings:
+        _print("warning", warning, settings)
+
+
+def _print(level: str, message: str, settings: Settings) -> None:
+    """Write one log line in the format that structlog would use, without importing it."""
+    if settings.log_format == "json" or (not settings.log_format and not sys.stderr.isatty()):
+        import json
+
+        line = json.dumps({"level": level, "event": "entry.note", "message": message})
+    else:
+        line = f"{level:<8} {message}"
+    try:
+        os.write(2, (line + "\n").encode(errors="backslashreplace"))
+    except OSError:
+        return  # nobody reads our stderr; the command matters more

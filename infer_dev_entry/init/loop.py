@@ -1,0 +1,161 @@
+"""The loop of a running fleet: observe → decide → act, until everything is down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from infer_dev_entry import fleet as f
+from infer_dev_entry.decide import decide
+from infer_dev_entry.errors import SupervisorError
+from infer_dev_entry.init.act import Actor
+from infer_dev_entry.spec import ServerSpec
+from infer_dev_entry.status import render_ready, status_rows
+
+# supervisord's own view is asked for this often; deaths are known at once by pidfd, so this only notices what users do
+# through supervisorctl, and a supervisord that hangs.
+POLL_SETTLED_S = 2.0
+POLL_STARTING_S = 1.0
+TREES_SETTLED_S = 10.0
+# Failed questions in a row (each waits 5 s) after which supervisord is ended as hung.
+SUPERVISOR_HUNG_AFTER = 2
+BUG_PAUSE_S = 0.2
+
+
+class FleetLoop:
+    """Owns the fleet. Others only post: results, wishes, and pokes to look at once."""
+
+    def __init__(
+        self,
+        make_actor: Callable[[FleetLoop], Actor],
+        log: Any,
+        *,
+        on_ready: Callable[[str], None],
+        on_turn: Callable[[f.Fleet], None],
+    ) -> None:
+        self.fleet = f.Fleet()
+        self.actor = make_actor(self)
+        self._log = log
+        self._on_ready = on_ready
+        self._on_turn = on_turn
+        self._results: list[f.Result] = []
+        self._wishes: list[f.Wish] = []
+        self._snapshot: tuple[float, tuple[f.ProcessSeen, ...]] | None = None
+        self._changed = asyncio.Event()
+        self._poked = False
+        self._poll_at = 0.0
+        self._trees_at = 0.0
+        self._polling: asyncio.Task[None] | None = None
+        self._poll_failures = 0
+        self._was_healthy = False
+        self._greeted: tuple[ServerSpec, ...] = ()
+
+    # -- what others post
+
+    def post(self, result: f.Result) -> None:
+        """Take the outcome of an action."""
+        self._results.append(result)
+        self._changed.set()
+
+    def wish(self, wish: f.Wish) -> None:
+        """Take a user's wish."""
+        self._wishes.append(wish)
+        self._changed.set()
+
+    def poke(self) -> None:
+        """Ask supervisord at once: something has happened."""
+        self._poked = True
+        self._changed.set()
+
+    # -- the loop
+
+    async def run(self) -> None:
+        """Turn until a shutdown is complete. Survives its own bugs: they are logged and the loop goes on."""
+        while not (self.fleet.shutting_down and f.is_down(self.fleet) and not self._wishes):
+            try:
+                await self._turn()
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # PID 1 must not die of a bug
+                self._log.error("entry.bug", error=repr(error), exc_info=error)
+                await asyncio.sleep(BUG_PAUSE_S)
+
+    async def _turn(self) -> None:
+        await self._wait()
+        self._poll_if_due()
+        seen = self._observe()
+        self.fleet, actions = decide(self.fleet, seen)
+        self.actor.know_log_files(f.applied_specs(self.fleet))
+        for action in actions:
+            self.actor.act(action)
+        self._tell_if_ready()
+        self._on_turn(self.fleet)
+
+    async def _wait(self) -> None:
+        due = min(f.wake_at(self.fleet), self._poll_at if self.fleet.supervisor_up else float("inf"))
+        delay = due - time.monotonic()
+        if delay > 0 and not self._changed.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), None if delay == float("inf") else delay)
+        self._changed.clear()
+
+    def _observe(self) -> f.Observation:
+        results, self._results = self._results, []
+        wishes, self._wishes = self._wishes, []
+        snapshot, self._snapshot = self._snapshot, None
+        return f.Observation(
+            now=time.monotonic(),
+            wall=time.time(),
+            jitter=random.random(),
+            wishes=tuple(wishes),
+            results=tuple(results),
+            processes=snapshot[1] if snapshot else None,
+            processes_at=snapshot[0] if snapshot else 0.0,
+        )
+
+    # -- supervisord's view
+
+    def _poll_if_due(self) -> None:
+        """Start a question to supervisord; one at a time, and never waited for here."""
+        now = time.monotonic()
+        if not self.fleet.supervisor_up or (self._polling and not self._polling.done()):
+            return
+        if self._poked or now >= self._poll_at:
+            self._poked = False
+            settled = all(
+                server.state in (f.State.READY, f.State.STOPPED, f.State.FAILED) for server in self.fleet.servers
+            )
+            self._poll_at = now + (POLL_SETTLED_S if settled else POLL_STARTING_S)
+            self._polling = asyncio.get_running_loop().create_task(self._poll(now))
+            if not settled or now >= self._trees_at:
+                self._trees_at = now + TREES_SETTLED_S
+                self.actor.refresh_trees()
+
+    async def _poll(self, asked_at: float) -> None:
+        pids = {server.spec.name: server.pid for server in self.fleet.servers}
+        try:
+            self._snapshot = (asked_at, await self.actor.see_processes(pids))
+            self._poll_failures = 0
+        except SupervisorError as error:
+            self._poll_failures += 1
+            self._log.debug("supervisor.no_answer", error=str(error), failures=self._poll_failures)
+            if self._poll_failures >= SUPERVISOR_HUNG_AFTER and self.fleet.supervisor_up:
+                self._poll_failures = 0
+                self.actor.supervisord.kill_hung()
+        self._changed.set()
+
+    # -- the greeting
+
+    def _tell_if_ready(self) -> None:
+        healthy = bool(self.fleet.servers) and f.is_healthy(self.fleet) and not self.fleet.shutting_down
+        if healthy and not self._was_healthy and any(server.wanted for server in self.fleet.servers):
+            rows = status_rows(self.fleet)
+            self._log.info("fleet.ready", servers=len(rows), urls=" ".join(row["url"] for row in rows))
+            greeted, self._greeted = self._greeted, f.applied_specs(self.fleet)
+            for line in render_ready(rows, time.time()) if greeted != self._greeted else ():
+                self._on_ready(line)
+        self._was_healthy = healthy

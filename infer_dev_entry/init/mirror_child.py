@@ -1,0 +1,66 @@
+"""Keep the log mirror running: a process of its own, so that a stdout nobody reads can stall only the mirror."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from infer_dev_entry.errors import EntryError
+from infer_dev_entry.init.reaper import Reaper
+from infer_dev_entry.init.spawn import signal_group, spawn_helper
+from infer_dev_entry.rundir import write_private
+
+RESPAWN_S = 5.0
+
+
+class MirrorChild:
+    """Tells the mirror which files to follow, and starts it again when it has died."""
+
+    def __init__(self, reaper: Reaper, environ: Mapping[str, str], run_dir: str, log: Any) -> None:
+        self._reaper = reaper
+        self._environ = environ
+        self._list_path = f"{run_dir}/mirror.json"
+        self._log = log
+        self._followed: dict[str, str] | None = None
+        self._pid = 0
+        self._stopped = False
+
+    def follow(self, log_files: dict[str, str]) -> None:
+        """Mirror these files (name → path) from now on."""
+        if log_files == self._followed or self._stopped:
+            return
+        self._followed = dict(log_files)
+        try:
+            write_private(self._list_path, json.dumps(log_files))
+            if not self._pid:
+                self._spawn()
+        except (EntryError, OSError) as error:
+            self._log.warning("mirror.failed", error=str(error))
+
+    def _spawn(self) -> None:
+        argv = (sys.executable, "-m", "infer_dev_entry.mirror", self._list_path, str(os.getpid()))
+        self._pid = spawn_helper(argv, self._environ)
+        self._reaper.expect(self._pid).add_done_callback(self._take_exit)
+
+    def _take_exit(self, exited: asyncio.Future[int]) -> None:
+        self._pid = 0
+        if not self._stopped and not exited.cancelled():
+            asyncio.get_running_loop().call_later(RESPAWN_S, self._respawn)
+
+    def _respawn(self) -> None:
+        if not self._stopped and not self._pid:
+            try:
+                self._spawn()
+            except OSError as error:
+                self._log.warning("mirror.failed", error=str(error))
+
+    def stop(self) -> None:
+        """Let the mirror print what is there, then end."""
+        self._stopped = True
+        if self._pid:
+            signal_group(self._pid, signal.SIGTERM)
