@@ -1,0 +1,84 @@
+"""`infer-dev logs`: the end of a server's log, and what follows."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from infer_dev_entry.control_client import ask
+from infer_dev_entry.errors import EntryError, UnknownServerError
+from infer_dev_entry.mirror import FollowedFile
+
+DESCRIPTION = "Print the last lines of a server's log; with -f go on with what is added, across rotations."
+EXAMPLES = """  infer-dev logs glm
+  infer-dev logs glm -n 200
+  infer-dev logs glm -f
+
+exit codes: 0 done, 14 no fleet is running, 15 no such server"""
+
+FOLLOW_PERIOD_S = 0.2
+_BLOCK_BYTES = 1 << 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("name", nargs="?", help="the server (may be left out when there is only one)")
+    parser.add_argument("-n", "--lines", type=int, default=50, metavar="N", help="how many lines (default 50)")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
+
+
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Print, and follow if asked."""
+    path = _find_log(args.name, ask(environ, {"op": "status"})["servers"])
+    follower = FollowedFile(path, from_end=True)
+    if args.follow:
+        follower.read_lines()
+    elif not os.path.exists(path):
+        raise EntryError(f"cannot read {path}: the server has not logged yet")
+    sys.stdout.buffer.write(read_last_lines(path, max(0, args.lines)))
+    sys.stdout.buffer.flush()
+    while args.follow:
+        for line in follower.read_lines():
+            sys.stdout.buffer.write(line + b"\n")
+        sys.stdout.buffer.flush()
+        time.sleep(FOLLOW_PERIOD_S)
+    return 0
+
+
+def _find_log(name: str | None, rows: list[dict[str, Any]]) -> str:
+    if name is None and len(rows) == 1:
+        return str(rows[0]["log_file"])
+    names = ", ".join(row["name"] for row in rows) or "none"
+    for row in rows:
+        if row["name"] == name:
+            return str(row["log_file"])
+    if name is None:
+        raise UnknownServerError(f"name one of the servers: {names}")
+    raise UnknownServerError(f"no server is called {name}; there are: {names}")
+
+
+def read_last_lines(path: str, count: int) -> bytes:
+    """Return the last `count` lines of a file, reading backwards, so that a huge log costs no more than they do.
+
+    Raises:
+        EntryError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            position = file.seek(0, os.SEEK_END)
+            data = b""
+            while position > 0 and data.count(b"\n") <= count:
+                step = min(_BLOCK_BYTES, position)
+                position -= step
+                file.seek(position)
+                data = file.read(step) + data
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise EntryError(f"cannot read {path}: {error.strerror}") from error
+    lines = data.splitlines(keepends=True)
+    return b"".join(lines[-count:]) if count else b""

@@ -1,0 +1,71 @@
+"""Pure modules import no effects, and the light path imports the standard library alone."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import infer_dev_entry
+
+PACKAGE = Path(infer_dev_entry.__file__).parent
+EFFECTS = {"os", "time", "signal", "subprocess", "socket", "http", "urllib", "xmlrpc", "psutil", "structlog"}
+PURE = (
+    *("errors.py", "settings.py", "spec.py", "render.py", "fleet.py", "decide.py", "status.py"),
+    *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "config").rglob("*.py")),
+    *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "engines").glob("*.py")),
+)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the top-level names of everything that the module imports, at any depth of its code."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_module_imports_no_effects(name: str) -> None:
+    assert not imported_modules(PACKAGE / name) & EFFECTS
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_module_imports_no_effect_module_of_ours(name: str) -> None:
+    pure = {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for name in PURE}
+    for node in ast.walk(ast.parse((PACKAGE / name).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("infer_dev_entry."):
+            assert node.module.removeprefix("infer_dev_entry.") in pure
+
+
+def test_light_path_imports_standard_library_alone() -> None:
+    code = (
+        "import sys; import infer_dev_entry.init.entry; "
+        "print(*{name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names) - {'infer_dev_entry'})"
+    )
+    # -S leaves out site's own imports (editable installs hook in there), which are not ours to judge.
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); {code}"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert set(run.stdout.split()) <= {"__main__"}
+
+
+@pytest.mark.parametrize("module", ["argparse", "asyncio", "subprocess", "logging", "ctypes", "json", "socket"])
+def test_light_path_avoids_costly_modules(module: str) -> None:
+    code = f"import sys; import infer_dev_entry.init.entry; sys.exit({module!r} in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); {code}"],
+        timeout=30,
+        check=False,
+    )
+    assert run.returncode == 0
