@@ -1,0 +1,177 @@
+"""`infer-dev config`: check a TOML config, show its fleet, render supervisord's configuration, print the schema."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from infer_dev_entry.config import Host, NoHost, ResolveOptions, resolve
+from infer_dev_entry.config.instances import masked_environment
+from infer_dev_entry.errors import ConfigError, SettingsError
+from infer_dev_entry.host import LiveHost, expand_path, read_config
+from infer_dev_entry.planner import instance_tmp_dir
+from infer_dev_entry.rundir import default_run_dir, read_text
+from infer_dev_entry.settings import PREFIX, Settings, parse_settings
+from infer_dev_entry.spec import Plan, ServerSpec
+
+DESCRIPTION = """Check a TOML config, show the fleet that it makes, render supervisord's configuration, or print the
+JSON Schema. FILE defaults to $AUTO_INFER_SGLANG_CONFIG; $AUTO_INFER_SGLANG_OVERRIDES is merged over it."""
+EXAMPLES = """  infer-dev config check /hard/volume/workspace/fleet.toml
+  infer-dev config check --static --gpus 8 fleet.toml     # as text, for a machine with 8 GPUs
+  infer-dev config show --json fleet.toml | jq -r '.[].name'
+  infer-dev config schema > sglang-config-toml.schema.json
+
+exit codes: 0 usable, 10 faults (every one is printed, a line each), 11 no FILE given, 2 bad usage"""
+
+_SECRET_FLAG = re.compile(r"--[a-z-]*(?:api-key|token|secret|password)")
+_SECRET_VALUE = re.compile(r"(?:sk|hf|nvapi)[-_][A-Za-z0-9_-]{8,}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the four sub-commands."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{check,show,render,schema}")
+    check = actions.add_parser("check", help="print every fault; exit 10 if there is one")
+    check.add_argument("--json", action="store_true", help='print {"ok", "servers", "faults", "warnings"} on stdout')
+    check.add_argument("--static", action="store_true", help="check the text alone, not ports, paths and GPUs here")
+    show = actions.add_parser("show", help="print the resolved fleet")
+    show.add_argument("--json", action="store_true", help="print it as a JSON list")
+    render = actions.add_parser("render", help="print supervisord's configuration")
+    for action in (show, render):
+        action.add_argument("--show-secrets", action="store_true", help="print keys and tokens instead of ***")
+    for action in (check, show, render):
+        action.add_argument("file", nargs="?", default="", metavar="FILE", help="the TOML config")
+        action.add_argument("--gpus", type=int, metavar="N", help="pretend N GPUs (check: implies --static)")
+    actions.add_parser("schema", help="print the JSON Schema (draft 2020-12) for editors")
+
+
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Run one sub-command."""
+    if args.action == "schema":
+        from infer_dev_entry.config.schema import render_schema
+
+        print(render_schema(), end="")
+        return 0
+    settings = parse_settings(environ)
+    if args.action == "check":
+        return _check(args, settings, environ)
+    plan = _resolve(args, settings, environ, NoHostButGpus(args.gpus))
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(_render(args, plan, environ), end="")
+    return 0
+
+
+class NoHostButGpus(NoHost):
+    """For showing: this machine's GPUs and home, but no complaint about its ports and files."""
+
+    def __init__(self, gpu_count: int | None) -> None:
+        super().__init__(gpu_count, None if gpu_count is not None else LiveHost().gpus())
+
+    def expand(self, path: str) -> str:
+        """The absolute path on this machine."""
+        return expand_path(path)
+
+
+def _check(args: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
+    host: Host = NoHost(args.gpus) if args.static or args.gpus is not None else LiveHost(f"{_fleet_id(environ)}/")
+    faults: tuple[str, ...] = ()
+    plan = Plan(source="", servers=())
+    try:
+        plan = _resolve(args, settings, environ, host)
+    except ConfigError as error:
+        faults = error.faults
+    if args.json:
+        report = {"ok": not faults, "servers": len(plan.servers), "faults": faults, "warnings": plan.warnings}
+        print(json.dumps(report, indent=2))
+    else:
+        lines = [*(f"warning: {warning}" for warning in plan.warnings), *faults]
+        print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
+        if not faults:
+            print(f"ok: {len(plan.servers)} {'server' if len(plan.servers) == 1 else 'servers'}")
+    return ConfigError.exit_code if faults else 0
+
+
+def _resolve(args: argparse.Namespace, settings: Settings, environ: Mapping[str, str], host: Host) -> Plan:
+    path = args.file or settings.config
+    if not path:
+        raise SettingsError(f"cannot read a config: neither FILE nor {PREFIX}CONFIG is given; name a TOML file")
+    run_dir = default_run_dir(environ)
+    options = ResolveOptions(
+        overrides=settings.overrides,
+        project_dir=settings.project_dir,
+        python=settings.python,
+        engine_python=sys.executable,
+        run_dir=run_dir,
+        tmp_dir=instance_tmp_dir(environ, _fleet_id(environ)),
+        model_download=settings.model_download_on_boot,
+    )
+    return resolve(read_config(path), source=path, options=options, host=host)
+
+
+def _fleet_id(environ: Mapping[str, str]) -> str:
+    """The id of the fleet whose ports are not in the way; a check makes no run directory, so there may be none."""
+    return read_text(f"{default_run_dir(environ)}/fleet-id").strip() or "check"
+
+
+def _render(args: argparse.Namespace, plan: Plan, environ: Mapping[str, str]) -> str:
+    servers = plan.servers if args.show_secrets else tuple(_masked(server) for server in plan.servers)
+    if args.action == "render":
+        from infer_dev_entry.render import DaemonSpec, render_conf
+
+        return render_conf(servers, DaemonSpec(run_dir=default_run_dir(environ)))
+    rows = [_row(server) for server in servers]
+    if args.json:
+        return json.dumps(rows, indent=2) + "\n"
+    return "\n".join(_block(row) for row in rows)
+
+
+def _masked(server: ServerSpec) -> ServerSpec:
+    environment = masked_environment(dict(server.environment))
+    return replace(server, argv=_masked_argv(server.argv), environment=tuple(environment.items()))
+
+
+def _row(server: ServerSpec) -> dict[str, object]:
+    return {
+        "name": server.name,
+        "engine": server.engine,
+        "argv": list(server.argv),
+        "environment": dict(server.environment),
+        "gpu_ids": server.gpu_ids,
+        "port": server.port,
+        "log_file": server.log_file,
+    }
+
+
+def _masked_argv(argv: Sequence[str]) -> tuple[str, ...]:
+    """Replace what follows a secret's flag, and what looks like a key wherever it stands."""
+    masked: list[str] = []
+    hide_next = False
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        secret = bool(_SECRET_FLAG.fullmatch(name))
+        shown = f"{name}=***" if secret and equals else _SECRET_VALUE.sub("***", word)
+        masked.append("***" if hide_next and not word.startswith("--") else shown)
+        hide_next = secret and not equals
+    return tuple(masked)
+
+
+def _block(row: Mapping[str, object]) -> str:
+    """One server as a readable block."""
+    gpu_ids, environment, argv = row["gpu_ids"], row["environment"], row["argv"]
+    assert isinstance(environment, dict) and isinstance(argv, list)
+    gpus = "all" if gpu_ids is None else ", ".join(str(item) for item in gpu_ids) or "none"  # type: ignore[attr-defined]
+    variables = "\n".join(f"             {name}={value}" for name, value in environment.items()).lstrip()
+    return (
+        f"{row['name']}\n"
+        f"  engine     {row['engine']}\n"
+        f"  port       {row['port']}\n"
+        f"  gpus       {gpus}\n"
+        f"  log        {row['log_file']}\n"
+        f"  command    {shlex.join(argv)}\n"
+        f"  variables  {variables}\n"
+    )

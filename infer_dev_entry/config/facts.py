@@ -1,0 +1,79 @@
+"""What the configuration needs to know of a machine: the `Host` protocol, and a host of which nothing is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One GPU as the driver lists it. `compute` is its capability, such as (9, 0); MIG slices are named by UUID."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_bytes: int
+    compute: tuple[int, int]
+    mig_uuids: tuple[str, ...] = ()
+
+
+class Host(Protocol):
+    """The facts that the checks ask for. A `_problem` is None when all is well, else a reason for a message."""
+
+    def gpus(self) -> tuple[Gpu, ...] | None:
+        """The GPUs, in the driver's order; None when there is no driver to ask."""
+
+    def expand(self, path: str, /) -> str:
+        """The absolute path, with a leading `~` expanded."""
+
+    def port_holder(self, host: str, port: int, /) -> str | None:
+        """Who listens where a server would bind, such as `pid 4242 (python3)`; None when nobody does."""
+
+    def model_problem(self, path: str, /) -> str | None:
+        """Why a model path cannot be read."""
+
+    def log_dir_problem(self, path: str, /) -> str | None:
+        """Why a log file cannot be made in this directory (which may still have to be made)."""
+
+    def program_problem(self, path: str, /) -> str | None:
+        """Why a program cannot be run."""
+
+    def package_problem(self, name: str, /) -> str | None:
+        """Why a Python distribution cannot be imported by our own interpreter."""
+
+    def sglang_args_source(self, python: str, /) -> tuple[str, str] | None:
+        """The version of the SGLang that this interpreter would import, and the text of the modules with its flags."""
+
+
+class NoHost:
+    """A host that finds no fault: the config is read as text, for another machine. `gpu_count` pretends GPUs."""
+
+    def __init__(self, gpu_count: int | None = None, gpus: tuple[Gpu, ...] | None = None) -> None:
+        self._gpus = gpus if gpu_count is None else tuple(_pretended(index) for index in range(gpu_count))
+
+    def gpus(self) -> tuple[Gpu, ...] | None:
+        """The pretended GPUs, if any."""
+        return self._gpus
+
+    def expand(self, path: str, /) -> str:
+        """The path as it is: another machine's home is not known."""
+        return path
+
+    def port_holder(self, _host: str, _port: int, /) -> str | None:
+        """Nobody."""
+        return None
+
+    def model_problem(self, _path: str, /) -> str | None:
+        """None: not looked at."""
+        return None
+
+    log_dir_problem = program_problem = package_problem = model_problem
+
+    def sglang_args_source(self, _python: str, /) -> tuple[str, str] | None:
+        """None: not looked at."""
+        return None
+
+
+def _pretended(index: int) -> Gpu:
+    return Gpu(index=index, uuid=f"GPU-{index}", name="pretended", memory_bytes=0, compute=(9, 0))

@@ -1,0 +1,277 @@
+"""Server tables → command-line words: canonical names, merging, type checks, and each flag's own arity."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from difflib import get_close_matches
+
+from infer_dev_entry.config.faults import REFUSED, Faults, Path, shown
+from infer_dev_entry.engines import EngineProfile, FlagSpec
+
+_INT = re.compile(r"[+-]?[0-9]+")
+_SUFFIXED = re.compile(r"[0-9]+(?:\.[0-9]+)?[kmgt]|[+-]?[0-9]+")
+_LOOKS_NEGATIVE = re.compile(r"-[0-9]+|-[0-9]*\.[0-9]+")  # argparse's own test for "a number, not a flag"
+_SECRET_FLAG = re.compile(r"(?:key|token|secret|password)$")
+_FLAG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class MisfitError(Exception):
+    """A value that a flag does not take; the argument says what it takes, `mend` what to write."""
+
+    def __init__(self, problem: str, mend: str = "") -> None:
+        super().__init__(problem)
+        self.mend = mend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flags:
+    """The flags of one engine: its forms by name, and the versions that they were taken from (newest last)."""
+
+    profile: EngineProfile
+    forms: Mapping[str, tuple[FlagSpec, ...]]
+    versions: tuple[str, ...] = ()
+    installed: bool = False  # the versions are those of an installed server, not a packaged guess
+    any_name: bool = False  # unknown flags pass with a warning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One flag as written: its canonical dashed name, the value, and where it stands."""
+
+    name: str
+    value: object
+    path: Path
+
+
+def dashed(key: str) -> str:
+    """Return the flag name of a TOML key: `tp_size` and `--tp-size` are both `tp-size`."""
+    return key.removeprefix("--").replace("_", "-")
+
+
+def read_setting(key: str, value: object, path: Path, flags: Flags) -> Setting:
+    """Give a key its canonical name; `no_x = true` of a pair becomes `x = false`."""
+    name = dashed(key)
+    name = flags.profile.shorthands.get(name, name)
+    name = flags.profile.translations.get(name, name) if name not in flags.forms else name
+    forms = flags.forms.get(name)
+    if not forms:
+        return Setting(name=name, value=value, path=path)
+    form = forms[0]
+    if form.kind == "pair" and name in form.aliases and isinstance(value, bool):
+        value = not value
+    return Setting(name=form.name, value=value, path=path)
+
+
+def merge_settings(below: Iterable[Setting], above: Iterable[Setting]) -> tuple[Setting, ...]:
+    """Merge two layers: `above` wins, lists concatenate with `below` first, order is of first mention."""
+    merged = {setting.name: setting for setting in below}
+    for setting in above:
+        first = merged.get(setting.name)
+        if first and isinstance(first.value, list) and isinstance(setting.value, list):
+            merged[setting.name] = replace(setting, value=[*first.value, *setting.value])
+        else:
+            merged[setting.name] = setting
+    return tuple(merged.values())
+
+
+def read_settings(table: Mapping[str, object], path: Path, flags: Flags, faults: Faults) -> tuple[Setting, ...]:
+    """Read one table. A flag under two of its names is a fault, unless the overrides brought the second."""
+    settings: dict[str, Setting] = {}
+    for key, value in table.items():
+        setting = read_setting(key, value, (*path, key), flags)
+        other = settings.get(setting.name)
+        if other and faults.overridden(other.path) == faults.overridden(setting.path):
+            faults.add(setting.path, f"the same flag as {other.path[-1]}", "remove one of them")
+        if not other or faults.overridden(setting.path):
+            settings[setting.name] = setting
+    return tuple(settings.values())
+
+
+def render_setting(setting: Setting, flags: Flags, faults: Faults) -> tuple[str, ...]:
+    """Render one setting as words, () when it is omitted or at fault."""
+    if setting.value is REFUSED:
+        return ()
+    forms = flags.forms.get(setting.name)
+    if not forms:
+        return _render_unknown(setting, flags, faults)
+    form, words = _first_fit(setting, forms, flags, faults)
+    if form:
+        _note(setting, form, forms, flags, faults)
+    return words
+
+
+def _first_fit(
+    setting: Setting, forms: tuple[FlagSpec, ...], flags: Flags, faults: Faults
+) -> tuple[FlagSpec | None, tuple[str, ...]]:
+    """Render with the newest form that takes the value; when none does, the newest form's reason is the fault."""
+    reason: MisfitError | None = None
+    for form in forms:
+        try:
+            return form, render_value(form, setting.value)
+        except MisfitError as misfit:
+            reason = reason or misfit
+    assert reason is not None
+    meant = flags.profile.value_mends.get(f"{setting.name}={setting.value}")
+    choices = _nearest_first({choice for form in forms for choice in form.choices}, setting.value)
+    mend = f'write "{meant}"' if meant else reason.mend
+    if choices and not isinstance(setting.value, bool | list | dict):
+        mend = f"{mend + '; ' if mend else ''}choices: {', '.join(choices)}"
+    got = '"***"' if _SECRET_FLAG.search(setting.name) else shown(setting.value)
+    faults.add(setting.path, f"expected {reason}, got {got}", mend)
+    return None, ()
+
+
+def _nearest_first(choices: Iterable[str], value: object) -> list[str]:
+    listed = sorted(choices)
+    near = get_close_matches(str(value)[:60], listed, n=3, cutoff=0.3) if listed else []
+    return [*near, *(choice for choice in listed if choice not in near)]
+
+
+def _note(setting: Setting, form: FlagSpec, forms: tuple[FlagSpec, ...], flags: Flags, faults: Faults) -> None:
+    """Warn of a flag that only some versions have, or that is on its way out."""
+    name = f"--{form.name}"
+    having = tuple(version for version in flags.versions if any(version in other.versions for other in forms))
+    if len(having) < len(flags.versions):
+        missing = ", ".join(version for version in flags.versions if version not in having)
+        faults.note(name, setting.path, f"{flags.profile.name} {', '.join(having)} has {name}; {missing} has not")
+    if form.deprecated:
+        mend = "" if form.deprecated == "-" else f"use {form.deprecated}"
+        faults.note(
+            f"old {name}", setting.path, f"{name} is deprecated in {flags.profile.name} {form.versions[-1]}", mend
+        )
+
+
+def _render_unknown(setting: Setting, flags: Flags, faults: Faults) -> tuple[str, ...]:
+    key = setting.path[-1]
+    if flags.any_name and _FLAG_NAME.fullmatch(setting.name):
+        faults.warn(setting.path, f"infer-dev does not know --{setting.name}; passed as it is")
+        if _SECRET_FLAG.search(setting.name):
+            faults.warn(setting.path, "every user of the machine can read a command line", "set it in the env table")
+        return _render_loosely(setting)
+    version = f" {flags.versions[-1]}" if flags.installed else ""
+    faults.add(setting.path, f"{flags.profile.name}{version} has no such flag", _unknown_mend(key, flags, faults))
+    return ()
+
+
+def _unknown_mend(key: str, flags: Flags, faults: Faults) -> str:
+    foreign = flags.profile.foreign_flags.get(key.removeprefix("--").replace("-", "_"))
+    if foreign:
+        return foreign
+    near = faults.nearest(dashed(key), flags.forms)
+    return near.replace("-", "_") if near else "see the server's --help for its flags; extra_args passes raw words"
+
+
+def _render_loosely(setting: Setting) -> tuple[str, ...]:
+    """Render a flag of which nothing is known: as `llama-server` reads them, a list repeats the flag."""
+    name, value = f"--{setting.name}", setting.value
+    if isinstance(value, bool):
+        return (name,) if value else ()
+    items = value if isinstance(value, list) else [value]
+    return tuple(word for item in items for word in (name, render_scalar(item)))
+
+
+def render_value(form: FlagSpec, value: object) -> tuple[str, ...]:
+    """Render a value for one form of a flag.
+
+    Raises:
+        MisfitError: the form does not take this value.
+    """
+    name = f"--{form.name}"
+    if form.kind in ("switch", "pair"):
+        return _render_switch(form, name, value)
+    if value is False:
+        return ()
+    if value is True and form.kind == "optional":
+        return (name,)
+    if form.kind == "list":
+        return _render_list(form, name, value)
+    if isinstance(value, list) and form.type != "json":
+        if len(value) > 1:
+            raise MisfitError("one value", f"{name} takes no list")
+        return render_value(form, value[0]) if value else ()
+    return _attached(name, _render_item(form, value))
+
+
+def _attached(name: str, word: str) -> tuple[str, ...]:
+    """A word with a leading dash would be read as a flag, unless it is glued on."""
+    if word.startswith("-") and not _LOOKS_NEGATIVE.fullmatch(word):
+        return (f"{name}={word}",)
+    return (name, word)
+
+
+def _render_switch(form: FlagSpec, name: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, bool):
+        raise MisfitError("true or false", f"{name} is a switch: write true or false without quotes")
+    if value:
+        return (name,)
+    return (f"--{form.aliases[0]}",) if form.kind == "pair" else ()
+
+
+def _render_list(form: FlagSpec, name: str, value: object) -> tuple[str, ...]:
+    words = tuple(_render_item(form, item) for item in (value if isinstance(value, list) else [value]))
+    if any(word.startswith("-") and not _LOOKS_NEGATIVE.fullmatch(word) for word in words):
+        raise MisfitError("values without a leading dash", f"{name} would read such a value as a flag")
+    return (name, *words) if words else ()
+
+
+def _render_item(form: FlagSpec, value: object) -> str:
+    """Check one value against the type and choices of a form, and render it as one word."""
+    if value is True or value is False:
+        raise MisfitError(_TYPE_WORDS.get(form.type, "a value"), f"--{form.name} needs a value")
+    if isinstance(value, dict | list):
+        return _render_json(form, value)
+    word = render_scalar(value)
+    if not _TYPE_FITS[form.type](word, value):
+        raise MisfitError(_TYPE_WORDS[form.type], _TYPE_MENDS.get(form.type, ""))
+    if form.choices and word not in form.choices:
+        raise MisfitError("one of the choices")
+    return word
+
+
+def _render_json(form: FlagSpec, value: dict[str, object] | list[object]) -> str:
+    takes_text = form.type == "str" and not form.choices
+    if form.type != "json" and not takes_text:
+        raise MisfitError(_TYPE_WORDS[form.type] if not form.choices else "one of the choices")
+    return json.dumps(value, ensure_ascii=False)
+
+
+def render_scalar(value: object) -> str:
+    """Render a string, number or table as one word; floats in full digits, never in exponents."""
+    if isinstance(value, float):
+        text = repr(value)
+        return format(Decimal(text), "f") if "e" in text else text
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _fits_float(word: str, _value: object) -> bool:
+    try:
+        number = float(word)
+    except ValueError:
+        return False
+    return number == number and abs(number) != float("inf")
+
+
+def _fits_json(word: str, value: object) -> bool:
+    if not isinstance(value, str):
+        return True
+    try:
+        json.loads(word)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+# A string that holds a number passes: the server reads text, and files that were written so run today.
+_TYPE_FITS = {
+    "str": lambda _word, _value: True,
+    "int": lambda word, _value: bool(_INT.fullmatch(word)),
+    "suffixed_int": lambda word, _value: bool(_SUFFIXED.fullmatch(word)),
+    "float": _fits_float,
+    "json": _fits_json,
+}
+_TYPE_WORDS = {"str": "str", "int": "int", "suffixed_int": "int", "float": "float", "json": "JSON"}
+_TYPE_MENDS = {"suffixed_int": "write digits, or 32k for 32000", "json": "write a table, or JSON text"}

@@ -1,0 +1,201 @@
+"""The table of all TOML keys. Validation, the JSON Schema and the documentation are all made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from infer_dev_entry.engines import ENGINE_NAMES
+
+Value = str | int | float | bool | tuple[str, ...] | None
+
+MAX_REPLICAS = 1024
+LONGEST_S = 31_536_000.0  # a year; longer is a slip, and far longer overflows timers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """One key of a table.
+
+    `kind` is `bool`, `str`, `path`, `int`, `seconds`, `names` (a list of strings), `choice`, `gpu_ids` or `replicas`.
+    `default` is what an absent key means; None when the text says what it depends on (`default_text`).
+    """
+
+    name: str
+    kind: str
+    text: str
+    default: Value = None
+    default_text: str = ""
+    minimum: float = 0
+    positive: bool = False  # a `seconds` above 0, not 0 itself
+    choices: tuple[str, ...] = ()
+
+
+MASTER = (
+    Key(name="enable", kind="bool", default=True, text="false: nothing starts"),
+    Key(
+        name="project_dir",
+        kind="path",
+        default_text="`AUTO_INFER_SGLANG_PIXI_PROJECT_DIR`",
+        text="where the installed environment lives",
+    ),
+    Key(
+        name="python_path",
+        kind="path",
+        default_text="`<project_dir>/env/bin/python`",
+        text="interpreter of SGLang; `AUTO_INFER_SGLANG_PYTHON` wins over it",
+    ),
+    Key(name="server_module", kind="str", default="sglang.launch_server", text="module that serves SGLang"),
+)
+
+CONTROL = (
+    Key(name="enabled", kind="bool", default=True, text="false: this instance does not exist"),
+    Key(
+        name="engine",
+        kind="choice",
+        default="sglang",
+        choices=ENGINE_NAMES,
+        text="`sglang` (GPU) or `llama_cpp` (CPU, or GPUs too old for SGLang)",
+    ),
+    Key(name="log_dir", kind="path", default="/tmp", text="directory of the log file"),
+    Key(
+        name="log_file",
+        kind="path",
+        default_text="`<log_dir>/sglang-server-<name>.log`",
+        text="the log file; a relative one is in `log_dir`; replicas get `-<i>` before its suffix",
+    ),
+    Key(
+        name="gpu_ids",
+        kind="gpu_ids",
+        default="all",
+        text='`"all"`, `"none"`, `"auto"` (GPUs that no other instance names), `"0,1"`, `"0-3"`, `[0, 1]` or UUIDs; '
+        "numbers are nvidia-smi's",
+    ),
+    Key(name="share_gpu", kind="bool", default=False, text="true: other instances may use the same GPUs"),
+    Key(
+        name="background",
+        kind="bool",
+        default=True,
+        text="false: the instances after this one wait until it is ready",
+    ),
+    Key(
+        name="python_path",
+        kind="path",
+        default_text="`[master]`'s for `sglang`, infer-dev's own for `llama_cpp`",
+        text="interpreter of this server",
+    ),
+    Key(
+        name="binary",
+        kind="path",
+        default_text="none",
+        text="`llama_cpp` only: a `llama-server` to run instead of the packaged launcher",
+    ),
+    Key(
+        name="replicas",
+        kind="replicas",
+        default=1,
+        text='a number, or `"per-gpu"`: fans out into `<name>-0`, `<name>-1`…, one GPU set each, ports counted up',
+    ),
+    Key(
+        name="gpus_per_replica",
+        kind="int",
+        minimum=1,
+        default_text="`tp_size × pp_size` (`llama_cpp`: 1)",
+        text="GPUs in the set of one replica",
+    ),
+    Key(
+        name="depends_on",
+        kind="names",
+        default=(),
+        text="instances that must be ready first; a fanned-out name means all its replicas",
+    ),
+    Key(
+        name="start_stagger_s",
+        kind="seconds",
+        default=0.0,
+        text="pause between this start and the one before it",
+    ),
+    Key(
+        name="drain_timeout_s",
+        kind="seconds",
+        default=30.0,
+        text="time for running requests after SIGTERM, before SIGKILL",
+    ),
+    Key(name="log_max_bytes", kind="int", default=50_000_000, text="size at which the log rotates; 0: never"),
+    Key(name="log_backups", kind="int", default=3, text="rotated logs that are kept"),
+)
+
+PROBE = (
+    Key(
+        name="startup_deadline_s",
+        kind="seconds",
+        positive=True,
+        default_text="1800 (`llama_cpp`: 300)",
+        text="time from start to ready; after it the server is restarted",
+    ),
+    Key(
+        name="period_s",
+        kind="seconds",
+        positive=True,
+        default_text="20 (`llama_cpp`: 5)",
+        text="time between probes",
+    ),
+    Key(
+        name="timeout_s",
+        kind="seconds",
+        positive=True,
+        default_text="15 (`llama_cpp`: 3)",
+        text="time for one probe; below `period_s`",
+    ),
+    Key(
+        name="failure_threshold",
+        kind="int",
+        minimum=1,
+        default_text="6 (`llama_cpp`: 3)",
+        text="failures in a row that make a hang",
+    ),
+)
+
+RESTART = (
+    Key(name="backoff_initial_s", kind="seconds", positive=True, default=1.0, text="wait before the first restart"),
+    Key(name="backoff_max_s", kind="seconds", positive=True, default=60.0, text="longest wait; each doubles the last"),
+    Key(
+        name="reset_after_s",
+        kind="seconds",
+        positive=True,
+        default=300.0,
+        text="ready for so long: the count and the wait start afresh",
+    ),
+    Key(name="max_restarts", kind="int", default=8, text="restarts in a row before `failed`; 0: never give up"),
+)
+
+MODEL = (
+    Key(name="repo_id", kind="str", default_text="none", text="repository of the optional download, `org/name`"),
+    Key(name="revision", kind="str", default_text="none", text="branch, tag or commit of that repository"),
+    Key(name="local_dir", kind="path", default_text="none", text="directory the download goes to"),
+)
+
+SERVER = (Key(name="extra_args", kind="names", default=(), text="raw command-line words, appended as they are"),)
+
+# Table → (its keys, what it is). `server`, `env` and `yaml` are open: they take flags and variables.
+INSTANCE_TABLES: Mapping[str, tuple[tuple[Key, ...], str]] = {
+    "control": (CONTROL, "how infer-dev runs the server"),
+    "server": (SERVER, "arguments of the server: `tp_size = 8` → `--tp-size 8`"),
+    "env": ((), "extra environment variables of the server"),
+    "yaml": ((), "arguments that go into SGLang's `--config` file (mode 0600) instead of the command line"),
+    "probe": (PROBE, "how the server is probed"),
+    "restart": (RESTART, "the back-off of the server"),
+    "model": (MODEL, "the optional download of the model"),
+}
+GLOBAL_TABLES = ("control", "server")
+TOP_TABLES = ("master", "instance")
+
+
+def names_of(keys: tuple[Key, ...]) -> tuple[str, ...]:
+    """Return the names of keys, in their order."""
+    return tuple(key.name for key in keys)
+
+
+def defaults_of(keys: tuple[Key, ...]) -> dict[str, Value]:
+    """Return name → default of keys."""
+    return {key.name: key.default for key in keys}

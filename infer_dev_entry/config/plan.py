@@ -1,0 +1,133 @@
+"""Resolve a config: text → checked document → instances → servers with their GPUs, ports and command lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from infer_dev_entry.config.arguments import ArgumentReader
+from infer_dev_entry.config.checks import FleetChecker
+from infer_dev_entry.config.facts import Host
+from infer_dev_entry.config.faults import Faults
+from infer_dev_entry.config.gpus import GpuSet, Need, deal_gpus
+from infer_dev_entry.config.instances import Instance, read_instances, read_master
+from infer_dev_entry.config.order import order_instances
+from infer_dev_entry.config.parse import Document, clean_document, merge_overrides, parse_overrides, parse_toml
+from infer_dev_entry.config.ports import NcclPorts, replica_port
+from infer_dev_entry.config.programs import Prepared, Preparer, ResolveOptions
+from infer_dev_entry.config.servers import ServerBuilder
+from infer_dev_entry.errors import ConfigError
+from infer_dev_entry.spec import Plan, ServerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """One server to be: a replica of an instance, with its GPUs and its port (None: at fault)."""
+
+    prepared: Prepared
+    number: int
+    gpu_ids: GpuSet
+    port: int | None
+
+
+def resolve(text: str, *, source: str, options: ResolveOptions, host: Host) -> Plan:
+    """Resolve a config into a plan.
+
+    Raises:
+        ConfigError: the config cannot be used; it holds every fault found, one line each.
+    """
+    faults = Faults(source)
+    document = _read_document(text, options.overrides, faults)
+    servers = _resolve_servers(document, options, host, faults) if document is not None else ()
+    if faults.faults:
+        raise ConfigError(faults.faults)
+    return Plan(source=source, servers=servers, warnings=faults.warnings)
+
+
+def _read_document(text: str, overrides_text: str, faults: Faults) -> Document | None:
+    document = parse_toml(text, faults)
+    overrides = parse_overrides(overrides_text, faults)
+    if document is None:
+        return None
+    return clean_document(merge_overrides(document, overrides, faults), faults)
+
+
+def _resolve_servers(document: Document, options: ResolveOptions, host: Host, faults: Faults) -> tuple[ServerSpec, ...]:
+    master = read_master(document, faults)
+    if not master.enable:
+        faults.warn(("master", "enable"), "is false, so nothing starts")
+        return ()
+    instances = read_instances(document, faults)
+    if not instances:
+        faults.warn(("instance",), "no instance is enabled, so nothing starts")
+        return ()
+    reader = ArgumentReader(_global_server(document), frozenset(i.profile.name for i in instances), host, faults)
+    checker = FleetChecker(host, faults)
+    preparer = Preparer(master, options, host, reader, checker, faults)
+    prepared = [preparer.prepare(instance) for instance in instances]
+    seats = _seats(prepared, host, faults)
+    return _build(seats, instances, checker, options, faults)
+
+
+def _global_server(document: Document) -> Mapping[str, object]:
+    section = document.get("instance")
+    server = section.get("server") if isinstance(section, dict) else None
+    return server if isinstance(server, dict) else {}
+
+
+def _seats(prepared: Sequence[Prepared], host: Host, faults: Faults) -> list[Seat]:
+    """Fan instances out over their GPUs and ports."""
+    needs = [
+        Need(instance=item.instance, per_replica=item.per_replica, parallel=item.arguments.parallel)
+        for item in prepared
+    ]
+    dealt = deal_gpus(needs, host.gpus(), faults)
+    return [
+        Seat(prepared=item, number=number, gpu_ids=gpus, port=_port(item, number, faults))
+        for item in prepared
+        for number, gpus in enumerate(dealt[item.instance.name])
+    ]
+
+
+def _port(item: Prepared, number: int, faults: Faults) -> int | None:
+    first = item.arguments.port
+    port = None if first is None else replica_port(first, number)
+    if port is None and first is not None:
+        path = item.arguments.origin("port", item.instance)
+        faults.add(path, f"replica {number} would need port {first + number}", "begin at a lower port")
+    return port
+
+
+def _build(
+    seats: Sequence[Seat],
+    instances: Sequence[Instance],
+    checker: FleetChecker,
+    options: ResolveOptions,
+    faults: Faults,
+) -> tuple[ServerSpec, ...]:
+    names = {instance.name: _server_names(instance, seats) for instance in instances}
+    _check_names(names, faults)
+    order = order_instances(instances, names, faults)
+    given = {seat.prepared.arguments.nccl_port for seat in seats} | {seat.port for seat in seats}
+    builder = ServerBuilder(options, NcclPorts(port for port in given if port), checker)
+    built: dict[str, list[ServerSpec]] = {instance.name: [] for instance in instances}
+    for seat in seats:
+        name = seat.prepared.instance.name
+        server = builder.build(seat.prepared, seat.number, seat.gpu_ids, seat.port, order.waits[name])
+        built[name].append(server)
+    return tuple(server for name in order.names for server in built[name])
+
+
+def _server_names(instance: Instance, seats: Sequence[Seat]) -> tuple[str, ...]:
+    return tuple(seat.prepared.name_of(seat.number) for seat in seats if seat.prepared.instance is instance)
+
+
+def _check_names(names: Mapping[str, Sequence[str]], faults: Faults) -> None:
+    owners: dict[str, str] = {}
+    for owner, servers in names.items():
+        for server in servers:
+            other = owners.setdefault(server, owner)
+            if other != owner:
+                faults.add(
+                    ("instance", owner), f"server {server} also comes from instance.{other}", "rename one of them"
+                )
