@@ -7,7 +7,7 @@ import re
 
 _BLOCK_BYTES = 64 * 1024
 _MAX_LINE_CHARS = 300
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 # SGLang prints its keys in the start-up line: api_key='…', admin_api_key='…'.
 _SECRET = re.compile(r"(?i)((?:api[_-]?key|token|secret|password|authorization)['\"]?\s*[=:]\s*)(?:bearer\s+)?"
                      r"('[^']*'|\"[^\"]*\"|[^\s,)}]+)")  # fmt: skip
