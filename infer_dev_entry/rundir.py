@@ -8,7 +8,7 @@ import stat
 from collections.abc import Mapping
 
 from infer_dev_entry.errors import RunDirError
-from infer_dev_entry.settings import DEFAULT_RUN_DIR
+from infer_dev_entry.variables import DEFAULT_RUN_DIR
 
 # sockaddr_un holds 108 bytes with the final NUL (unix(7)); supervisord binds a longer temporary name beside its socket.
 _SOCKET_PATH_MAX = 107

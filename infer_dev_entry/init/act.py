@@ -7,13 +7,13 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from infer_dev_entry import fleet as f
 from infer_dev_entry.errors import EntryError, SupervisorError
 from infer_dev_entry.host import LiveHost
+from infer_dev_entry.init.owner import Owner
 from infer_dev_entry.init.reaper import Reaper, describe_end
 from infer_dev_entry.init.spawn import spawn_helper
 from infer_dev_entry.init.supervisord import Supervisord
@@ -34,15 +34,6 @@ from infer_dev_entry.supervisor_rpc import (
 
 EVIDENCE_TIMEOUT_S = 5.0
 EVIDENCE_LINES = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
-    """The user that servers run as when it is not our own: the name for supervisord's `user=`, the ids for files."""
-
-    name: str
-    uid: int
-    gid: int
 
 
 class Actor:

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
-import pwd
 import signal
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from infer_dev_entry import fleet as f
-from infer_dev_entry.errors import ConfigError, EntryError, SettingsError
-from infer_dev_entry.init.act import Actor, Owner
+from infer_dev_entry.errors import ConfigError, EntryError
+from infer_dev_entry.init.act import Actor
 from infer_dev_entry.init.control import serve_control
 from infer_dev_entry.init.loop import FleetLoop
 from infer_dev_entry.init.mirror_child import MirrorChild
+from infer_dev_entry.init.owner import find_owner
 from infer_dev_entry.init.reaper import Reaper, describe_end
 from infer_dev_entry.init.requests import Requests
-from infer_dev_entry.init.spawn import exit_code, give_terminal, signal_group, spawn_command, spawn_helper
+from infer_dev_entry.init.spawn import exit_code, give_terminal, signal_group, spawn_command
+from infer_dev_entry.init.stages import Stages
 from infer_dev_entry.init.status_http import parse_address, serve_status
 from infer_dev_entry.log import LineWriter, configure_log, get_log
 from infer_dev_entry.render import DaemonSpec
 from infer_dev_entry.rundir import control_socket, default_run_dir, prepare_run_dir, read_fleet_id, write_private
 from infer_dev_entry.settings import Settings
-from infer_dev_entry.spec import Plan, parse_plan
 
-PLAN_TIMEOUT_S = 60.0
-# A child of a boot stage that is told to stop gets this long before SIGKILL.
-STAGE_STOP_S = 1.5
 # How long a command may outlive a stop when no server's drain allows more: Docker's own default grace.
 COMMAND_STOP_S = 9.0
+COMMAND_REAP_S = 1.5
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
 # Left to the kernel: for these a Python handler would run for ever on the faulting instruction.
@@ -70,7 +66,6 @@ class _Entry:
         self._requests = Requests(keeper=keeper)
         self._mirror = MirrorChild(self._reaper, environ, self._run_dir, self._log)
         self._boot: asyncio.Task[None] | None = None
-        self._stage_pid = 0
         self._cmd_pid = 0
         self._cmd_exit: asyncio.Future[int] | None = None
         self._stops = 0
@@ -133,7 +128,7 @@ class _Entry:
             user=owner.name if owner else "",
             is_root=os.geteuid() == 0,
             fleet_id=fleet_id,
-            environment=_home_of(owner),
+            environment=owner.home_environment if owner else (),
         )
         self._loop = FleetLoop(
             lambda loop: Actor(
@@ -159,66 +154,15 @@ class _Entry:
         self._log.info("entry.started", pid=os.getpid(), run_dir=self._run_dir, fleet_id=fleet_id)
 
     async def _run_stages(self) -> None:
-        settings = self._settings
-        if settings.bundle_on_boot:
-            raise SettingsError(
-                "cannot install the bundle: this version has no installer yet; unset AUTO_INFER_SGLANG_BUNDLE_ON_BOOT"
-            )
-        if settings.model_download_on_boot:
-            raise SettingsError(
-                "cannot download models: this version has no downloader yet; "
-                "unset AUTO_INFER_SGLANG_MODEL_DOWNLOAD_ON_BOOT"
-            )
-        if settings.on_boot:
+        stages = Stages(self._settings, self._environ, self._run_dir, self._reaper)
+        stages.check_gates()
+        if self._settings.on_boot:
             self._requests.stage = "planning"
-            plan = await self._make_plan()
+            plan = await stages.make_plan()
             for warning in plan.warnings:
                 self._log.warning("config.note", message=warning)
             self._log.info("config.loaded", source=plan.source, servers=len(plan.servers))
             self._requests.apply(plan)
-
-    async def _make_plan(self) -> Plan:
-        """Have a child read and check the config.
-
-        Raises:
-            EntryError: what the child found, with its exit code.
-        """
-        answer_path = f"{self._run_dir}/plan.json"
-        argv = (sys.executable, "-m", "infer_dev_entry.planner", answer_path)
-        environ = dict(self._environ) | {"INFER_DEV_RUN_DIR": self._run_dir}
-        try:
-            status = await self._run_stage(argv, environ, PLAN_TIMEOUT_S)
-            if status != 0:
-                raise SettingsError(f"cannot read the config: the planner {describe_end(status)}")
-            with open(answer_path, encoding="utf-8") as file:
-                answer = json.load(file)
-        except TimeoutError as error:
-            raise SettingsError(f"cannot read the config: not done in {PLAN_TIMEOUT_S:g} s") from error
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"cannot read the config: {error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(answer_path)  # it holds the servers' environment
-        if "plan" in answer:
-            return parse_plan(json.dumps(answer["plan"]))
-        raise _rebuild_error(answer)
-
-    async def _run_stage(self, argv: tuple[str, ...], environ: Mapping[str, str], timeout_s: float) -> int:
-        """Run a child of the boot line and return its wait status; it is ended when time runs out or boot is cancelled.
-
-        Raises:
-            TimeoutError: it took longer than `timeout_s`.
-        """
-        self._stage_pid = spawn_helper(argv, environ)
-        exited = self._reaper.expect(self._stage_pid)
-        try:
-            return await asyncio.wait_for(asyncio.shield(exited), timeout_s)
-        finally:
-            if not exited.done():
-                signal_group(self._stage_pid, signal.SIGTERM)
-                await asyncio.wait({exited}, timeout=STAGE_STOP_S)
-                signal_group(self._stage_pid, signal.SIGKILL)
-            self._stage_pid = 0
 
     def _start_command(self) -> None:
         if not self._command:
@@ -304,7 +248,7 @@ class _Entry:
         if not exited.done():
             self._log.warning("command.killed", pid=self._cmd_pid)
             signal_group(self._cmd_pid, signal.SIGKILL)
-            await asyncio.wait({exited}, timeout=STAGE_STOP_S)
+            await asyncio.wait({exited}, timeout=COMMAND_REAP_S)
 
     # -- small ones
 
@@ -318,45 +262,6 @@ class _Entry:
             self._mirror.follow({server.spec.name: server.spec.log_file for server in fleet.servers})
         if self._requests.keeper and self._requests.is_over():
             self._stopping.set()
-
-
-def find_owner(settings: Settings) -> Owner | None:
-    """Return the user that servers run as, or None when they run as we do.
-
-    Raises:
-        SettingsError: the user does not exist, or we are not root and cannot become another.
-    """
-    name = settings.user
-    try:
-        entry = pwd.getpwnam(name or "me")
-    except KeyError:
-        if name:
-            raise SettingsError(
-                f"AUTO_INFER_SGLANG_USER={name!r} does not exist in this container; create it or unset the variable"
-            ) from None
-        return None
-    if entry.pw_uid == os.geteuid():
-        return None
-    if os.geteuid() != 0:
-        if not name:
-            return None
-        raise SettingsError(f"cannot run servers as AUTO_INFER_SGLANG_USER={name!r}: the entry does not run as root")
-    return Owner(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
-
-
-def _home_of(owner: Owner | None) -> tuple[tuple[str, str], ...]:
-    """supervisord drops the uid but leaves root's HOME; caches would then go where the user may not write."""
-    if owner is None:
-        return ()
-    home = pwd.getpwuid(owner.uid).pw_dir
-    return (("HOME", home), ("LOGNAME", owner.name), ("USER", owner.name))
-
-
-def _rebuild_error(answer: Mapping[str, Any]) -> EntryError:
-    faults = tuple(str(fault) for fault in answer.get("faults", ())) or ("cannot read the config: no reason given",)
-    if answer.get("exit_code") == ConfigError.exit_code:
-        return ConfigError(faults)
-    return SettingsError("; ".join(faults))
 
 
 def _signal_name(number: int) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from infer_dev_entry.init.proxy import run_idle, run_proxy
 from infer_dev_entry.rundir import default_run_dir
-from infer_dev_entry.settings import Settings, parse_settings
+from infer_dev_entry.variables import GATES, read_values
 
 
 def run_entry(command: Sequence[str], environ: Mapping[str, str], *, keeper: bool = False) -> int:
@@ -19,17 +19,20 @@ def run_entry(command: Sequence[str], environ: Mapping[str, str], *, keeper: boo
     """
     # PID 1 loses every signal that it has no handler for. Block them all until somebody waits for them.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    settings = parse_settings(environ)
+    values, warnings = read_values(environ)
     if os.getpid() != 1:
         _become_subreaper()
-    if settings.any_gate or keeper:
+    if keeper or any(values[name] for name in GATES):
         from infer_dev_entry.init.boot import run_fleet  # asyncio and structlog: only a fleet pays for them
+        from infer_dev_entry.settings import parse_settings
 
-        return run_fleet(settings, tuple(command), environ, mask=mask, keeper=keeper)
-    _print_warnings(settings)
+        return run_fleet(parse_settings(environ), tuple(command), environ, mask=mask, keeper=keeper)
+    log_format = str(values["log_format"])
+    for warning in warnings:
+        _print("warning", warning, log_format)
     if command:
         return run_proxy(command, environ, mask)
-    _print("info", "all gates are off and there is no command: waiting for SIGTERM", settings)
+    _print("info", "all gates are off and there is no command: waiting for SIGTERM", log_format)
     return run_idle(os.path.join(default_run_dir(environ), "entry.pid"))
 
 
@@ -41,14 +44,9 @@ def _become_subreaper() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
 
 
-def _print_warnings(settings: Settings) -> None:
-    for warning in settings.warnings:
-        _print("warning", warning, settings)
-
-
-def _print(level: str, message: str, settings: Settings) -> None:
+def _print(level: str, message: str, log_format: str) -> None:
     """Write one log line in the format that structlog would use, without importing it."""
-    if settings.log_format == "json" or (not settings.log_format and not sys.stderr.isatty()):
+    if log_format == "json" or (not log_format and not sys.stderr.isatty()):
         import json
 
         line = json.dumps({"level": level, "event": "entry.note", "message": message})

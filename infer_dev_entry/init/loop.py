@@ -18,7 +18,7 @@ from infer_dev_entry.status import render_ready, status_rows
 
 # supervisord's own view is asked for this often; deaths are known at once by pidfd, so this only notices what users do
 # through supervisorctl, and a supervisord that hangs.
-POLL_SETTLED_S = 2.0
+POLL_SETTLED_S = 5.0
 POLL_STARTING_S = 1.0
 TREES_SETTLED_S = 10.0
 # Failed questions in a row (each waits 5 s) after which supervisord is ended as hung.

@@ -14,7 +14,7 @@ import infer_dev_entry
 PACKAGE = Path(infer_dev_entry.__file__).parent
 EFFECTS = {"os", "time", "signal", "subprocess", "socket", "http", "urllib", "xmlrpc", "psutil", "structlog"}
 PURE = (
-    *("errors.py", "settings.py", "spec.py", "render.py", "fleet.py", "decide.py", "status.py"),
+    *("errors.py", "variables.py", "settings.py", "spec.py", "render.py", "fleet.py", "decide.py", "status.py"),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "config").rglob("*.py")),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "engines").glob("*.py")),
 )
@@ -60,7 +60,10 @@ def test_light_path_imports_standard_library_alone() -> None:
     assert set(run.stdout.split()) <= {"__main__"}
 
 
-@pytest.mark.parametrize("module", ["argparse", "asyncio", "subprocess", "logging", "ctypes", "json", "socket"])
+@pytest.mark.parametrize(
+    "module",
+    ["argparse", "asyncio", "subprocess", "logging", "ctypes", "json", "socket", "dataclasses", "inspect", "re"],
+)
 def test_light_path_avoids_costly_modules(module: str) -> None:
     code = f"import sys; import infer_dev_entry.init.entry; sys.exit({module!r} in sys.modules)"
     run = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -400,7 +401,7 @@ def test_supervisor_that_keeps_failing_is_retried_ever_more_slowly() -> None:
         story.see(after=max(0.0, delays[-1]))
         assert story.fleet.supervisor_starting
     assert delays[0] == 0.0
-    assert all(later >= earlier - 1e-6 for earlier, later in zip(delays, delays[1:], strict=False))
+    assert all(later >= earlier - 1e-6 for earlier, later in pairwise(delays))
     assert delays[-1] == pytest.approx(10.0)
 
 

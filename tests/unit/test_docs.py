@@ -33,7 +33,7 @@ def test_readme_names_only_real_variables_and_commands() -> None:
     assert set(re.findall(r"infer-dev ([a-z]+)\b(?! GPU)", text.replace("infer-dev-entry", ""))) <= set(COMMANDS)
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")) + ["../README.md"])
+@pytest.mark.parametrize("page", [*sorted(path.name for path in (ROOT / "docs").glob("*.md")), "../README.md"])
 def test_links_between_pages_lead_somewhere(page: str) -> None:
     path = (ROOT / "docs" / page).resolve()
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):

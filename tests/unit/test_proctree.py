@@ -61,7 +61,7 @@ def test_descendants_are_found_at_any_depth() -> None:
 
 
 def test_leftovers_are_group_known_members_and_their_children() -> None:
-    # 2 (the main process) is dead: 3 was in its group, 4 called setsid but was seen, 5 is 4's new child, 6 is a stranger.
+    # 2 (the main process) is dead: 3 was in its group, 4 called setsid but was seen, 5 is 4's child, 6 a stranger.
     processes = table((3, 1, 2, 1), (4, 1, 4, 1), (5, 4, 5, 9), (6, 1, 6, 1))
     assert find_leftovers(tracked(2, (2, 1), (4, 1)), processes) == pids(3, 4, 5)
 

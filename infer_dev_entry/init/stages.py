@@ -1,0 +1,109 @@
+"""The boot stages that run as children of PID 1, bounded in time: reading the config."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from infer_dev_entry.errors import ConfigError, EntryError, SettingsError
+from infer_dev_entry.init.reaper import Reaper, describe_end
+from infer_dev_entry.init.spawn import signal_group, spawn_helper
+from infer_dev_entry.settings import Settings
+from infer_dev_entry.spec import Plan, parse_plan
+
+PLAN_TIMEOUT_S = 60.0
+# A child of a boot stage that is told to stop gets this long before SIGKILL.
+STAGE_STOP_S = 1.5
+
+
+class Stages:
+    """Runs the stages. Each child writes its answer, JSON, to a private file in the run directory."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str], run_dir: str, reaper: Reaper) -> None:
+        self._settings = settings
+        self._environ = dict(environ) | {"INFER_DEV_RUN_DIR": run_dir}
+        self._run_dir = run_dir
+        self._reaper = reaper
+
+    def check_gates(self) -> None:
+        """Refuse gates whose stage does not exist.
+
+        Raises:
+            SettingsError: such a gate is on.
+        """
+        if self._settings.bundle_on_boot:
+            raise SettingsError(
+                "cannot install the bundle: this version has no installer yet; unset AUTO_INFER_SGLANG_BUNDLE_ON_BOOT"
+            )
+        if self._settings.model_download_on_boot:
+            raise SettingsError(
+                "cannot download models: this version has no downloader yet; "
+                "unset AUTO_INFER_SGLANG_MODEL_DOWNLOAD_ON_BOOT"
+            )
+
+    async def make_plan(self) -> Plan:
+        """Have a child read and check the config.
+
+        Raises:
+            EntryError: what the child found, with its exit code.
+        """
+        answer = await self._ask_child("infer_dev_entry.planner", "plan.json", PLAN_TIMEOUT_S, "read the config")
+        if "plan" not in answer:
+            raise _rebuild_error(answer)
+        try:
+            return parse_plan(json.dumps(answer["plan"]))
+        except ValueError as error:
+            raise SettingsError(f"cannot read the config: {error}") from error
+
+    async def _ask_child(self, module: str, answer_name: str, timeout_s: float, verb: str) -> Mapping[str, Any]:
+        """Run a module of ours as a child and return the JSON object that it wrote.
+
+        Raises:
+            SettingsError: it failed without an answer, or took longer than `timeout_s`.
+        """
+        path = f"{self._run_dir}/{answer_name}"
+        try:
+            status = await self._run((sys.executable, "-m", module, path), timeout_s)
+            if status != 0:
+                raise SettingsError(f"cannot {verb}: the child {describe_end(status)}")
+            with open(path, encoding="utf-8") as file:
+                answer = json.load(file)
+            if not isinstance(answer, dict):
+                raise ValueError("the child's answer is no object")
+            return answer
+        except TimeoutError as error:
+            raise SettingsError(f"cannot {verb}: not done in {timeout_s:g} s") from error
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"cannot {verb}: {error}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # it may hold the servers' environment
+
+    async def _run(self, argv: tuple[str, ...], timeout_s: float) -> int:
+        """Run a child and return its wait status; it is ended when time runs out or boot is cancelled.
+
+        Raises:
+            TimeoutError: it took longer than `timeout_s`.
+        """
+        pid = spawn_helper(argv, self._environ)
+        exited = self._reaper.expect(pid)
+        try:
+            return await asyncio.wait_for(asyncio.shield(exited), timeout_s)
+        finally:
+            if not exited.done():
+                signal_group(pid, signal.SIGTERM)
+                await asyncio.wait({exited}, timeout=STAGE_STOP_S)
+                signal_group(pid, signal.SIGKILL)
+
+
+def _rebuild_error(answer: Mapping[str, Any]) -> EntryError:
+    faults = tuple(str(fault) for fault in answer.get("faults", ())) or ("cannot read the config: no reason given",)
+    if answer.get("exit_code") == ConfigError.exit_code:
+        return ConfigError(faults)
+    return SettingsError("; ".join(faults))
