@@ -58,6 +58,8 @@ class ServerBuilder:
             words.update(self._nccl_words(item, number, port, name))
         elif "metrics" not in words:
             words["metrics"] = ("--metrics",)
+        elif item.instance.control.binary and words["metrics"] == ("--no-metrics",):
+            words["metrics"] = ()  # the launcher alone knows that word; llama-server's are off until asked for
         if files:
             words["config"] = (_FILE_FLAGS[item.instance.profile.name], files[0].path)
         return (*item.program, *(word for group in words.values() for word in group), *item.arguments.extra_args)

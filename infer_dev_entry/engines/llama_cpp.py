@@ -19,14 +19,15 @@ FLAGS = (
     FlagSpec(name="n-gpu-layers", aliases=("gpu-layers", "ngl"), type="int"),
     FlagSpec(name="main-gpu", aliases=("mg",), type="int"),
     FlagSpec(name="flash-attn", aliases=("fa",), kind="optional", choices=("on", "off", "auto")),
-    FlagSpec(name="cont-batching", aliases=("cb",), kind="switch"),
+    FlagSpec(name="cont-batching", aliases=("no-cont-batching",), kind="pair"),
     FlagSpec(name="embeddings", aliases=("embedding",), kind="switch"),
-    FlagSpec(name="metrics", kind="switch"),
-    FlagSpec(name="slots", kind="switch"),
+    FlagSpec(name="pooling", choices=("none", "mean", "cls", "last", "rank")),
+    FlagSpec(name="metrics", aliases=("no-metrics",), kind="pair"),
+    FlagSpec(name="slots", aliases=("no-slots",), kind="pair"),
     FlagSpec(name="api-key"),  # never on the command line: it goes to a file for api-key-file
     FlagSpec(name="api-key-file"),
     FlagSpec(name="chat-template"),
-    FlagSpec(name="jinja", kind="switch"),
+    FlagSpec(name="jinja", aliases=("no-jinja",), kind="pair"),
     FlagSpec(name="seed", aliases=("s",), type="int"),
     FlagSpec(name="timeout", aliases=("to",), type="int"),
     FlagSpec(name="n-predict", aliases=("predict", "n"), type="int"),
@@ -63,5 +64,6 @@ PROFILE = EngineProfile(
     },
     translations=TRANSLATIONS,
     secret_flags=("api-key",),
-    stop_note="SIGTERM ends it at once; running requests are cut",
+    shorthands={"cb": "cont-batching"},  # no alias: those of a pair negate
+    stop_note="SIGTERM closes its port; it completes running and queued requests, then exits 0",
 )

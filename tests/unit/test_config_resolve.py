@@ -168,7 +168,14 @@ def test_sglang_flag_renders_as_its_arity_asks(lines: str, expected: tuple[str, 
         ("ctx_size = 2048", ("--ctx-size", "2048")),
         ("context_length = 2048", ("--ctx-size", "2048")),
         ("jinja = true", ("--jinja",)),
-        ("jinja = false", ()),
+        ("jinja = false", ("--no-jinja",)),
+        ("no_jinja = true", ("--no-jinja",)),
+        ("metrics = false", ("--no-metrics",)),
+        ("enable_metrics = false", ("--no-metrics",)),
+        ("slots = false", ("--no-slots",)),
+        ("cont_batching = true", ("--cont-batching",)),
+        ("cb = false", ("--no-cont-batching",)),
+        ('pooling = "last"', ("--pooling", "last")),
         ("flash_attn = true", ("--flash-attn",)),
         ('flash_attn = "auto"', ("--flash-attn", "auto")),
         ("tp_size = 8\nmem_fraction_static = 0.8", ()),
@@ -189,6 +196,11 @@ def test_llama_server_has_metrics_unless_told_otherwise() -> None:
     assert one(server("", "llama_cpp")).argv[-1] == "--metrics"
     assert "--metrics" not in one(server("metrics = false", "llama_cpp")).argv
     assert one(server("", "llama_cpp")).argv[:3] == ("/own/python", "-m", "infer_dev_entry.llama_server")
+
+
+def test_llama_binary_that_knows_no_such_word_is_not_told_no_metrics() -> None:
+    text = server("metrics = false", "llama_cpp").replace("control]\n", 'control]\nbinary = "/llama-server"\n')
+    assert one(text).argv == ("/llama-server", "--model", "/m.gguf", "--host", "127.0.0.1", "--port", "30000")
 
 
 def test_llama_binary_takes_any_flag_and_repeats_lists() -> None:

@@ -1,0 +1,203 @@
+"""A fake LLM server for the faults that a real one will not give on demand; `--help` lists them.
+
+Runs as a script, or as `server_module = "fake_server"` with tests/ on PYTHONPATH: arguments that it does not know are
+ignored. Standard library alone and no http.server, so that it is up in a few tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+REASONS = {200: "OK", 404: "Not Found", 503: "Service Unavailable"}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, default=30000)
+    add("--load-s", type=float, default=0, help="bind this late; connections are refused until then")
+    add("--loading-503-s", type=float, default=0, help="once bound, answer 503 for this long")
+    add("--answer-503", action="store_true", help="answer 503 always")
+    add("--hang-after-s", type=float, metavar="S", help="stop answering S after the bind, for good")
+    add("--hang-file", metavar="PATH", help="do not answer while this file exists")
+    add("--ignore-sigterm", action="store_true")
+    add("--drain-s", type=float, metavar="S", help="on SIGTERM: /health 503, exit 0 after S and the running requests")
+    add("--exit-code", type=int, metavar="N", help="exit with N, at once or when --exit-after-s says")
+    add("--die-by-signal", type=int, metavar="N", help="kill itself, at once or when --exit-after-s says")
+    add("--exit-after-s", type=float, metavar="S", help="end S after the start, serving or not (default code: 0)")
+    add("--fork-grandchild", choices=("group", "setsid"), help="leave a process behind; setsid leaves the group too")
+    add("--grandchild-holds-port", action="store_true", help="it keeps the listening socket open")
+    add("--grandchild-clears-environ", action="store_true", help="it is exec'ed with an empty environment")
+    add("--flood-lines-per-s", type=int, default=0, metavar="N", help="print this much")
+    add("--print", default="", metavar="TEXT", help="print this at the start")
+    add("--write-env", metavar="FILE", help="write argv, environ, pid and cwd as JSON")
+    add("--served-model-name", default="fake")
+    args = parser.parse_known_args(argv)[0]
+    if args.exit_after_s is None and (args.exit_code, args.die_by_signal) != (None, None):
+        args.exit_after_s = 0.0
+    return args
+
+
+class FakeServer:
+    """Answers HTTP in one thread a connection, as the arguments say."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.stopping = threading.Event()
+        self.running = 0
+        self.lock = threading.Lock()
+        family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+        self.listener = socket.create_server((args.host, args.port), family=family, backlog=128)
+        self.bound = time.monotonic()
+
+    def accept(self) -> None:
+        while True:
+            connection, _ = self.listener.accept()
+            threading.Thread(target=self.converse, args=(connection,), daemon=True).start()
+
+    def converse(self, connection: socket.socket) -> None:
+        with self.lock:
+            self.running += 1
+        # A client that gives up in the middle is no fault of ours.
+        with contextlib.suppress(OSError, ValueError), connection:
+            method, target, body = read_request(connection)
+            while self.hangs():
+                time.sleep(0.02)
+            status, answer = self.answer(method, target, body)
+            text = json.dumps(answer).encode()
+            head = f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            connection.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
+        with self.lock:
+            self.running -= 1
+
+    def hangs(self) -> bool:
+        after, path = self.args.hang_after_s, self.args.hang_file
+        return (after is not None and time.monotonic() - self.bound >= after) or bool(path and os.path.exists(path))
+
+    def answer(self, method: str, target: str, body: dict[str, object]) -> tuple[int, object]:
+        path, _, query = target.partition("?")
+        if self.args.answer_503 or time.monotonic() - self.bound < self.args.loading_503_s:
+            return 503, {"error": "loading"}
+        if path in ("/health", "/health_generate", "/ready", "/ping"):
+            return (503, {"status": "draining"}) if self.stopping.is_set() else (200, {"status": "ok"})
+        model = self.args.served_model_name
+        if path == "/v1/models":
+            return 200, {"object": "list", "data": [{"id": model, "object": "model"}]}
+        if (method, path) != ("POST", "/v1/chat/completions"):
+            return 404, {"error": f"no {method} {path}"}
+        delays = [pair.partition("=")[2] for pair in query.split("&") if pair.startswith("delay=")]
+        time.sleep(float(str(delays[0] if delays else body.get("delay_s", 0))))
+        messages = body.get("messages")
+        said = messages[-1]["content"] if isinstance(messages, list) and messages else ""
+        message = {"role": "assistant", "content": said}
+        return 200, {"model": model, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+
+    def drain(self) -> None:
+        time.sleep(self.args.drain_s)
+        while self.running:
+            time.sleep(0.02)
+
+
+def read_request(connection: socket.socket) -> tuple[str, str, dict[str, object]]:
+    """Read one request; the body is {} unless it is a JSON object."""
+    with connection.makefile("rb") as stream:
+        method, target, _ = stream.readline().decode("latin-1").split(" ", 2)
+        length = 0
+        for line in iter(stream.readline, b"\r\n"):
+            name, _, value = line.decode("latin-1").partition(":")
+            if name.lower() == "content-length":
+                length = int(value)
+            if not line:
+                raise ValueError("the client has gone")
+        body = json.loads(stream.read(length)) if length else {}
+    return method, target, body if isinstance(body, dict) else {}
+
+
+def write_env(path: str) -> None:
+    facts = {"argv": sys.argv, "environ": dict(os.environ), "pid": os.getpid(), "cwd": os.getcwd()}
+    with open(f"{path}.{os.getpid()}", "w", encoding="utf-8") as file:
+        json.dump(facts, file)
+    os.replace(file.name, path)
+
+
+def fork_grandchild(args: argparse.Namespace, listener: socket.socket) -> None:
+    """Leave a process that nobody waits for. It is only a grandchild to whoever started us."""
+    pid = os.fork()
+    if pid:
+        print(f"grandchild pid={pid}", flush=True)
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if args.fork_grandchild == "setsid":
+        os.setsid()
+    listener.set_inheritable(args.grandchild_holds_port)
+    environ = {} if args.grandchild_clears_environ else dict(os.environ)
+    idle = "import signal\nwhile True: signal.pause()"
+    os.execve(sys.executable, [sys.executable, "-S", "-c", idle, "fake-grandchild", str(args.port)], environ)
+
+
+def flood(lines_per_s: int) -> NoReturn:
+    started, printed = time.monotonic(), 0
+    while True:
+        due = int((time.monotonic() - started) * lines_per_s)
+        sys.stdout.write("".join(f"flood line {number}\n" for number in range(printed, due)))
+        sys.stdout.flush()
+        printed = due
+        time.sleep(0.02)
+
+
+def end(args: argparse.Namespace) -> NoReturn:
+    """Exit or die now, whatever the other threads are at. Main thread only: no other may restore a signal's action."""
+    sys.stdout.flush()
+    if args.die_by_signal is not None:
+        if args.die_by_signal != signal.SIGKILL:
+            signal.signal(args.die_by_signal, signal.SIG_DFL)
+        os.kill(os.getpid(), args.die_by_signal)
+    os._exit(args.exit_code or 0)
+
+
+def spawn_thread(target: Callable[..., object], *args: object) -> None:
+    threading.Thread(target=target, args=args, daemon=True).start()
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    started = time.monotonic()
+    args = parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if args.ignore_sigterm else signal.SIG_DFL)
+    if args.write_env:
+        write_env(args.write_env)
+    if args.print:
+        print(args.print, flush=True)
+    ends_at = None if args.exit_after_s is None else started + args.exit_after_s
+    if ends_at is not None and args.exit_after_s <= args.load_s:
+        time.sleep(args.exit_after_s)
+        end(args)
+    time.sleep(args.load_s)
+    server = FakeServer(args)
+    if not args.ignore_sigterm:
+        signal.signal(signal.SIGTERM, lambda *_: server.stopping.set())
+    if args.fork_grandchild:
+        fork_grandchild(args, server.listener)  # before the threads, which do not survive a fork
+    if args.flood_lines_per_s:
+        spawn_thread(flood, args.flood_lines_per_s)
+    spawn_thread(server.accept)
+    print(f"fake server on {args.host}:{args.port}", flush=True)
+    if not server.stopping.wait(None if ends_at is None else max(0.0, ends_at - time.monotonic())):
+        end(args)
+    if args.drain_s is not None:
+        server.drain()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
