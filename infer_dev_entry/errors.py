@@ -53,3 +53,21 @@ class RequestError(EntryError):
     """The running entry refused a request (bad request, no permission, or shutting down)."""
 
     exit_code = 16
+
+
+class BundleError(EntryError):
+    """A bundle cannot be read or trusted: missing, wrong digest, wrong platform, corrupt or hostile."""
+
+    exit_code = 20
+
+
+class InstallError(EntryError):
+    """A bundle cannot be installed: no space, no permission, a tool failed, or the result does not verify."""
+
+    exit_code = 21
+
+
+class BuildError(EntryError):
+    """A bundle cannot be built."""
+
+    exit_code = 22

@@ -1,0 +1,1 @@
+"""Bundles: an SGLang environment as one file. Read, verify, build."""
