@@ -1,0 +1,1 @@
+"""Install a bundle into the workspace: once, verified, and never half."""

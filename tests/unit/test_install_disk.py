@@ -1,0 +1,54 @@
+"""Whether a bundle fits, before it is tried."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from install_fakes import make_unpacked
+
+from infer_dev_entry.errors import InstallError
+from infer_dev_entry.install.disk import check_first_room, check_room
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def set_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, free))
+
+
+def make_wheel(root: Path, size: int) -> None:
+    (root / "wheels").mkdir()
+    with zipfile.ZipFile(root / "wheels" / "a-1-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.bin", b"\0" * size)
+
+
+def test_archive_that_cannot_fit_is_refused_with_need_and_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free(monkeypatch, 10**9)
+    with pytest.raises(InstallError, match=r"into /w: 1\.52 GB are needed, 1\.00 GB are free; free space there"):
+        check_first_room("/b.tar", 10**9, "/w")
+
+
+def test_directory_bundle_needs_no_room_in_staging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free(monkeypatch, 10**9)
+    check_first_room(str(tmp_path), 10**9, "/w")
+
+
+def test_wheels_need_what_their_directories_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_wheel(tmp_path, 200 * 10**6)
+    set_free(monkeypatch, 150 * 10**6)
+    with pytest.raises(InstallError, match=r"0\.22 GB are needed, 0\.15 GB are free"):
+        check_room(make_unpacked(str(tmp_path)), "/w")
+    set_free(monkeypatch, 250 * 10**6)
+    check_room(make_unpacked(str(tmp_path)), "/w")
+
+
+def test_broken_or_missing_wheel_is_left_to_the_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free(monkeypatch, 10**9)
+    check_room(make_unpacked(str(tmp_path)), "/w")
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "a-1-py3-none-any.whl").write_text("no zip")
+    check_room(make_unpacked(str(tmp_path)), "/w")
