@@ -9,10 +9,14 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 from infer_dev_entry.config import ResolveOptions, resolve
 from infer_dev_entry.errors import ConfigError, EntryError, SettingsError
 from infer_dev_entry.host import LiveHost, read_config
+from infer_dev_entry.install.activation import activated_environ
+from infer_dev_entry.install.marker import LINK_NAME, read_marker
+from infer_dev_entry.render import environment_problem
 from infer_dev_entry.rundir import default_run_dir, read_fleet_id, write_private
 from infer_dev_entry.settings import parse_settings
 from infer_dev_entry.spec import Plan, render_plan
@@ -42,7 +46,30 @@ def make_plan(environ: Mapping[str, str], config_path: str = "") -> Plan:
         tmp_dir=instance_tmp_dir(environ, fleet_id),
         model_download=settings.model_download_on_boot,
     )
-    return resolve(read_config(path), source=path, options=options, host=LiveHost(own_mark=f"{fleet_id}/"))
+    plan = resolve(read_config(path), source=path, options=options, host=LiveHost(own_mark=f"{fleet_id}/"))
+    return activate_plan(plan, settings.project_dir, environ)
+
+
+def activate_plan(plan: Plan, project_dir: str, environ: Mapping[str, str]) -> Plan:
+    """Give the servers that run in the installed environment its activation, below what their config sets."""
+    marker = read_marker(os.path.abspath(project_dir))
+    if marker is None or not marker.record.activation:
+        return plan
+    prefixes = (f"{os.path.abspath(project_dir)}/{LINK_NAME}/", f"{marker.record.prefix}/")
+    activated = activated_environ({"PATH": environ.get("PATH", "")}, marker.record.activation)
+    usable = {name: value for name, value in activated.items() if environment_problem(value) is None}
+    servers = tuple(
+        replace(server, environment=tuple(sorted((usable | dict(server.environment)).items())))
+        if server.argv[0].startswith(prefixes)
+        else server
+        for server in plan.servers
+    )
+    left_out = tuple(
+        f"{project_dir}: the activation's {name} is left out: {environment_problem(value)}"
+        for name, value in activated.items()
+        if name not in usable
+    )
+    return replace(plan, servers=servers, warnings=(*plan.warnings, *left_out))
 
 
 def instance_tmp_dir(environ: Mapping[str, str], fleet_id: str) -> str:

@@ -40,8 +40,7 @@ def render_reference() -> str:
             f"| `{name}` | {f'`{default}`' if default else '–'} | {meaning} |\n"
             for name, (default, meaning) in VARIABLES.items()
         ),
-        "Not in this version, and refused with a message when their gates are on: the bundle installer "
-        "(`…_BUNDLE_*`, `…_INSTALLER`, `…_PIXI_*`) and the model download (`…_MODEL_*`).\n",
+        "Not in this version, and refused with a message when its gate is on: the model download (`…_MODEL_*`).\n",
         "## TOML keys\n",
         "The contract in prose: [def-sglang-config-toml.md](def-sglang-config-toml.md). `[instance.<n>.server]` takes the "
         "engine's own arguments, `[instance.<n>.env]` any variables, `[instance.<n>.yaml]` SGLang's native configuration.\n",

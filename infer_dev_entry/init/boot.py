@@ -156,6 +156,11 @@ class _Entry:
     async def _run_stages(self) -> None:
         stages = Stages(self._settings, self._environ, self._run_dir, self._reaper)
         stages.check_gates()
+        if self._settings.bundle_on_boot:
+            self._requests.stage = "installing"
+            installed = await stages.install()
+            event = "bundle.installed" if installed.was_installed else "bundle.unchanged"
+            self._log.info(event, env=installed.link, backend=installed.backend, sha256=installed.bundle_sha256)
         if self._settings.on_boot:
             self._requests.stage = "planning"
             plan = await stages.make_plan()

@@ -1,4 +1,4 @@
-"""The boot stages that run as children of PID 1, bounded in time: reading the config."""
+"""The boot stages that run as children of PID 1, bounded in time: installing the bundle, reading the config."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from typing import Any
 from infer_dev_entry.errors import ConfigError, EntryError, SettingsError
 from infer_dev_entry.init.reaper import Reaper, describe_end
 from infer_dev_entry.init.spawn import signal_group, spawn_helper
+from infer_dev_entry.install.marker import make_request, read_fast
+from infer_dev_entry.install.model import InstalledEnv
+from infer_dev_entry.install.result import parse_answer
 from infer_dev_entry.settings import Settings
 from infer_dev_entry.spec import Plan, parse_plan
 
 PLAN_TIMEOUT_S = 60.0
+# Gigabytes onto a slow network volume, behind another container's install of the same: hours, but not for ever.
+INSTALL_TIMEOUT_S = 6 * 3600.0
 # A child of a boot stage that is told to stop gets this long before SIGKILL.
 STAGE_STOP_S = 1.5
 
@@ -37,15 +42,30 @@ class Stages:
         Raises:
             SettingsError: such a gate is on.
         """
-        if self._settings.bundle_on_boot:
-            raise SettingsError(
-                "cannot install the bundle: this version has no installer yet; unset AUTO_INFER_SGLANG_BUNDLE_ON_BOOT"
-            )
         if self._settings.model_download_on_boot:
             raise SettingsError(
                 "cannot download models: this version has no downloader yet; "
                 "unset AUTO_INFER_SGLANG_MODEL_DOWNLOAD_ON_BOOT"
             )
+
+    async def install(self) -> InstalledEnv:
+        """Return the bundle's environment: at once when the marker proves it, else installed by a child.
+
+        Raises:
+            EntryError: no bundle is named, or what the child found, with its exit code.
+        """
+        if not self._settings.bundle_path:
+            raise SettingsError(
+                "cannot install at boot: AUTO_INFER_SGLANG_BUNDLE_ON_BOOT=1 needs AUTO_INFER_SGLANG_BUNDLE_PATH; "
+                "set it to a bundle"
+            )
+        known = read_fast(make_request(self._settings))
+        if known is not None:
+            return known
+        answer = await self._ask_child(
+            "infer_dev_entry.install.child", "install.json", INSTALL_TIMEOUT_S, "install the bundle"
+        )
+        return parse_answer(answer)
 
     async def make_plan(self) -> Plan:
         """Have a child read and check the config.
