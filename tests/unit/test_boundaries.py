@@ -15,7 +15,20 @@ PACKAGE = Path(infer_dev_entry.__file__).parent
 EFFECTS = {"os", "time", "signal", "subprocess", "socket", "http", "urllib", "xmlrpc", "psutil", "structlog"}
 PURE = (
     *("errors.py", "variables.py", "settings.py", "spec.py", "render.py", "fleet.py", "decide.py", "status.py"),
-    *(f"bundle/{name}.py" for name in ("model", "contents", "tar", "decode", "metadata", "layout", "sidecar")),
+    *(
+        f"bundle/{name}.py"
+        for name in (
+            "model",
+            "contents",
+            "tar",
+            "decode",
+            "metadata",
+            "layout",
+            "sidecar",
+            "build_lock",
+            "build_manifest",
+        )
+    ),
     "install/model.py",
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "config").rglob("*.py")),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "engines").glob("*.py")),
