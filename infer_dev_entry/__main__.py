@@ -20,6 +20,10 @@ def main() -> int:
     called_as = sys.argv[0].rpartition("/")[2]
     argv = [*HELPERS.get(called_as, ()), *sys.argv[1:]]
     if argv[:1] == ["entry"] and not {"-h", "--help"} & set(argv[1:2]):
+        # PID 1 loses every signal that it has no handler for: block them all before the imports, which take a while.
+        import signal
+
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         # The way to CMD stays free of argparse: its import alone costs as much as the rest.
         from infer_dev_entry.init.entry import run_entry
 
@@ -28,7 +32,7 @@ def main() -> int:
         command = rest[1:] if keeper else rest
         if command[:1] == ["--"]:
             command = command[1:]
-        return run_entry(command, os.environ, keeper=keeper)
+        return run_entry(command, os.environ, mask, keeper=keeper)
     from infer_dev_entry.cli import main as run_cli
 
     return run_cli(argv, os.environ)

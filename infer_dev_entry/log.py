@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import select
-import sys
+import stat
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -49,9 +49,12 @@ class LineWriter:
 def _reopen_nonblocking(fd: int) -> int:
     """Open the pipe or terminal behind `fd` anew, non-blocking; where that is refused, `fd` itself must do.
 
+    So it must for a file, which never blocks: opened anew it has an offset of its own, and others would overwrite us.
     A container's stderr may belong to another user; poll before each write then avoids all but a race with the command.
     """
     try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
         return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError:
         return fd
@@ -71,9 +74,9 @@ class _Logger:
 
 def configure_log(log_format: str, level: str) -> None:
     """Set structlog up for this process: `log_format` is "console", "json" or "" (console on a TTY)."""
-    console = log_format == "console" or (not log_format and sys.stderr.isatty())
+    console = log_format == "console" or (not log_format and os.isatty(2))
     renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=22, pad_level=False, sort_keys=False)
+        structlog.dev.ConsoleRenderer(colors=os.isatty(2), pad_event_to=22, pad_level=False, sort_keys=False)
         if console
         else structlog.processors.JSONRenderer()
     )

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -184,16 +185,20 @@ def main(argv: list[str] | None = None) -> NoReturn:
         end(args)
     time.sleep(args.load_s)
     server = FakeServer(args)
+    # A pipe, not an Event: an Event that is set in a handler while this thread enters its wait() deadlocks.
+    stop_read, stop_write = os.pipe()
     if not args.ignore_sigterm:
-        signal.signal(signal.SIGTERM, lambda *_: server.stopping.set())
+        signal.signal(signal.SIGTERM, lambda *_: os.write(stop_write, b"x"))
     if args.fork_grandchild:
         fork_grandchild(args, server.listener)  # before the threads, which do not survive a fork
     if args.flood_lines_per_s:
         spawn_thread(flood, args.flood_lines_per_s)
     spawn_thread(server.accept)
     print(f"fake server on {args.host}:{args.port}", flush=True)
-    if not server.stopping.wait(None if ends_at is None else max(0.0, ends_at - time.monotonic())):
+    timeout_s = None if ends_at is None else max(0.0, ends_at - time.monotonic())
+    if not select.select([stop_read], [], [], timeout_s)[0]:
         end(args)
+    server.stopping.set()
     if args.drain_s is not None:
         server.drain()
     os._exit(0)

@@ -28,4 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Run the entry; reached only when the arguments begin with something unusual."""
-    return run_entry(args.command, environ)
+    import signal
+
+    return run_entry(args.command, environ, signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()))

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Iterable, Mapping
 
 from infer_dev_entry import fleet as f
@@ -68,6 +67,8 @@ class _Entry:
         self._boot: asyncio.Task[None] | None = None
         self._cmd_pid = 0
         self._cmd_exit: asyncio.Future[int] | None = None
+        self._servers: list[asyncio.Server] = []
+        self._on_terminal = os.isatty(0)  # asked now: a terminal that hung up is none
         self._stops = 0
         self._stopping = asyncio.Event()
         self._exit_code = 0
@@ -81,6 +82,8 @@ class _Entry:
         self._boot = asyncio.get_running_loop().create_task(self._boot_line())
         await self._wait_for_end()
         await self._end()
+        # asyncio closes the pipe that its handlers write to before it removes them: a late SIGCHLD gave a traceback.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         return self._exit_code
 
     async def _wait_for_end(self) -> None:
@@ -147,7 +150,7 @@ class _Entry:
         self._requests.attach(self._loop)
         self._loop_task = asyncio.get_running_loop().create_task(self._loop.run())
         uids = frozenset({0, os.geteuid(), *([owner.uid] if owner else [])})
-        self._servers = [await serve_control(control_socket(self._run_dir), self._requests.handle, uids)]
+        self._servers.append(await serve_control(control_socket(self._run_dir), self._requests.handle, uids))
         if self._settings.status_addr:
             host, port = parse_address(self._settings.status_addr)
             self._servers.append(await serve_status(host, port, self._requests))
@@ -187,12 +190,16 @@ class _Entry:
     # -- signals
 
     def _catch_signals(self) -> None:
-        """Handle every signal that can be handled, then let those through that came before."""
+        """Handle every signal that can be handled, then let those through that came before.
+
+        Also those that our parent had blocked: that mask is for the command, and would leave us deaf.
+        """
         loop = asyncio.get_running_loop()
         for number in signal.valid_signals() - _FAULTS - _UNCATCHABLE:
             with contextlib.suppress(OSError, ValueError, RuntimeError):
                 loop.add_signal_handler(number, self._take_signal, number)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        self._reaper.reap()  # whoever exec'ed us may have left dead children, of whom no signal tells any more
 
     def _take_signal(self, number: int) -> None:
         if number == signal.SIGCHLD:
@@ -206,7 +213,7 @@ class _Entry:
 
     def _is_hangup(self) -> bool:
         """A closed terminal ends a fleet that runs in it by hand; a container's PID 1 takes SIGHUP for the command."""
-        return not self._command and os.getpid() != 1 and os.isatty(0)
+        return not self._command and os.getpid() != 1 and self._on_terminal
 
     def _take_stop(self, number: int) -> None:
         self._stops += 1
@@ -231,7 +238,7 @@ class _Entry:
             loop.wish(f.ShutdownWish(now=self._stops > 1))
             await self._loop_task
             await loop.actor.supervisord.stop()
-        await self._end_command()
+        await self._end_command(began)
         if loop is not None:
             self._mirror.stop()
             for server in self._servers:
@@ -241,13 +248,19 @@ class _Entry:
             took_s = round(asyncio.get_running_loop().time() - began, 2)
             self._log.info("entry.stopped", took_s=took_s, had_to_kill=list(killed), exit_code=self._exit_code)
 
-    async def _end_command(self) -> None:
-        """A command that outlives the drain (an interactive shell ignores SIGTERM) is ended when its time is up."""
+    async def _end_command(self, began: float) -> None:
+        """End a command that outlives the drain (an interactive shell ignores SIGTERM) when its time is up.
+
+        Its time counts from `began`, the stop, so that it does not add to the drain of the servers.
+        """
         exited = self._cmd_exit
-        if exited is None or exited.done():
+        if exited is None:
+            return
+        if exited.done():
+            await asyncio.sleep(0)  # its callback, which keeps the exit code, may only be scheduled yet
             return
         drains = [server.spec.drain_timeout_s for server in self._loop.fleet.servers] if self._loop else []
-        deadline = asyncio.get_running_loop().time() + max([COMMAND_STOP_S, *drains])
+        deadline = began + max([COMMAND_STOP_S, *drains])
         while not exited.done() and self._stops < 2 and asyncio.get_running_loop().time() < deadline:
             await asyncio.wait({exited}, timeout=0.2)
         if not exited.done():
@@ -259,7 +272,7 @@ class _Entry:
 
     def _greet(self, line: str) -> None:
         """Show the ready table to a person; a log collector has the event."""
-        if self._settings.log_format == "console" or (not self._settings.log_format and sys.stderr.isatty()):
+        if self._settings.log_format == "console" or (not self._settings.log_format and os.isatty(2)):
             LineWriter(2).write_line(line)
 
     def _take_turn(self, fleet: f.Fleet) -> None:

@@ -11,6 +11,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from infer_dev_entry.errors import RunDirError
+
 _MAX_REQUEST_BYTES = 16 * 1024 * 1024
 _REQUEST_TIMEOUT_S = 10.0
 
@@ -24,10 +26,8 @@ async def serve_control(path: str, handler: Handler, allowed_uids: frozenset[int
     gets status without owning the socket.
 
     Raises:
-        OSError: the socket cannot be made.
+        RunDirError: the socket cannot be made.
     """
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -39,8 +39,15 @@ async def serve_control(path: str, handler: Handler, allowed_uids: frozenset[int
         finally:
             writer.close()
 
-    server = await asyncio.start_unix_server(answer, path, limit=_MAX_REQUEST_BYTES)
-    os.chmod(path, 0o666)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        server = await asyncio.start_unix_server(answer, path, limit=_MAX_REQUEST_BYTES)
+        os.chmod(path, 0o666)
+    except OSError as error:
+        raise RunDirError(
+            f"cannot listen on {path}: {error.strerror or error}; remove it, or set INFER_DEV_RUN_DIR"
+        ) from error
     return server
 
 

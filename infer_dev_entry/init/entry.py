@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from infer_dev_entry.init.proxy import run_idle, run_proxy
 from infer_dev_entry.rundir import default_run_dir
 from infer_dev_entry.variables import GATES, read_values
 
 
-def run_entry(command: Sequence[str], environ: Mapping[str, str], *, keeper: bool = False) -> int:
+def run_entry(command: Sequence[str], environ: Mapping[str, str], mask: Iterable[int], *, keeper: bool = False) -> int:
     """Run as PID 1 (or as a subreaper when we are not) until done, and return the container's exit code.
 
-    `keeper` says that a fleet was started by hand: it ends when its servers are stopped.
+    All signals must be blocked; `mask` is what was blocked before, for the command. `keeper` says that a fleet was
+    started by hand: it ends when its servers are stopped.
     """
-    # PID 1 loses every signal that it has no handler for. Block them all until somebody waits for them.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    # A parent's SIG_IGN survives exec: the kernel would reap by itself then, and no status would ever come.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _hold_standard_descriptors()
     values, warnings = read_values(environ)
     if os.getpid() != 1:
         _become_subreaper()
@@ -36,6 +37,15 @@ def run_entry(command: Sequence[str], environ: Mapping[str, str], *, keeper: boo
     return run_idle(os.path.join(default_run_dir(environ), "entry.pid"))
 
 
+def _hold_standard_descriptors() -> None:
+    """Open the missing ones of 0 to 2 on /dev/null: else our next file would take such a number, and get the log."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+
+
 def _become_subreaper() -> None:
     """Have orphans below us come to us instead of to PID 1 (prctl(2), PR_SET_CHILD_SUBREAPER)."""
     import ctypes
@@ -46,7 +56,7 @@ def _become_subreaper() -> None:
 
 def _print(level: str, message: str, log_format: str) -> None:
     """Write one log line in the format that structlog would use, without importing it."""
-    if log_format == "json" or (not log_format and not sys.stderr.isatty()):
+    if log_format == "json" or (not log_format and not os.isatty(2)):
         import json
 
         line = json.dumps({"level": level, "event": "entry.note", "message": message})

@@ -21,6 +21,7 @@ def run_proxy(command: Sequence[str], environ: Mapping[str, str], mask: Iterable
     All signals must be blocked already: they are taken one by one with sigwait, so none is lost and none interrupts.
     `mask` is the signal mask that the command gets.
     """
+    reap_all()  # whoever exec'ed us may have left dead children, of whom no signal tells any more
     child = spawn_command(command, environ, mask)
     while True:
         number = signal.sigwait(signal.valid_signals())
@@ -41,6 +42,7 @@ def run_idle(keeper_pid_file: str) -> int:
     signal is passed on too and cuts that short.
     """
     keeper = 0
+    reap_all()  # whoever exec'ed us may have left dead children, of whom no signal tells any more
     while True:
         number = signal.sigwait(signal.valid_signals())
         if number == signal.SIGCHLD:

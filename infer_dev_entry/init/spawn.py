@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import signal
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 # Python ignores these at start-up; a child must not inherit that.
@@ -21,8 +20,6 @@ def spawn_command(argv: Sequence[str], environ: Mapping[str, str], mask: Iterabl
     with, when every disposition is the default again. The child exits 127 when the program is not found and 126 when it
     cannot be executed, as shells do.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     pid = os.fork()
     if pid:

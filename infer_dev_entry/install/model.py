@@ -30,8 +30,8 @@ class InstallRequest:
 class InstalledEnv:
     """An environment that is complete and was verified.
 
-    `prefix` is its real directory, `link` the stable path of the one in use (`<project_dir>/env`). `activation` is what an
-    activated shell would add to the environment of a server.
+    `prefix` is its real directory, `link` the stable path of the one in use (`<project_dir>/env`). `activation` is what
+    an activated shell would add to the environment of a server.
     """
 
     prefix: str
