@@ -7,6 +7,8 @@ import re
 
 _BLOCK_BYTES = 64 * 1024
 _MAX_LINE_CHARS = 300
+# supervisord's child writes this after the line that says why, such as "couldn't exec …: EACCES".
+_EPILOGUE = "supervisor: child process was not spawned"
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 # SGLang prints its keys in the start-up line: api_key='…', admin_api_key='…'.
 _SECRET = re.compile(r"(?i)((?:api[_-]?key|token|secret|password|authorization)['\"]?\s*[=:]\s*)(?:bearer\s+)?"
@@ -27,9 +29,9 @@ def read_tail(path: str, lines: int) -> list[str]:
 
 
 def read_last_line(path: str) -> str:
-    """Return the last non-empty line, or ""."""
-    tail = read_tail(path, 1)
-    return tail[0] if tail else ""
+    """Return the last non-empty line that tells something, or ""."""
+    tail = [line for line in read_tail(path, 2) if line != _EPILOGUE]
+    return tail[-1] if tail else ""
 
 
 def clean_line(line: str) -> str:

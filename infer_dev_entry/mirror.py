@@ -18,14 +18,18 @@ _MAX_LINE_BYTES = 64 * 1024
 
 
 class FollowedFile:
-    """Reads whole new lines from a file that may be rotated, truncated or not there yet."""
+    """Reads whole new lines from a file that may be rotated, truncated or not there yet.
 
-    def __init__(self, path: str, *, from_end: bool) -> None:
+    It begins at the present end, or at the byte `start`.
+    """
+
+    def __init__(self, path: str, *, from_end: bool, start: int = 0) -> None:
         self._path = path
         self._file: BinaryIO | None = None
         self._inode = 0
         self._part = b""
         self._from_end = from_end
+        self._start = start
 
     def read_lines(self) -> list[bytes]:
         """Return the lines that were completed since the last call, without their ends."""
@@ -51,12 +55,11 @@ class FollowedFile:
         try:
             self._file = open(self._path, "rb")  # noqa: SIM115 - kept open to follow it
         except OSError:
-            self._from_end = False  # a file that appears later is new from its start
+            self._from_end, self._start = False, 0  # a file that appears later is new from its start
             return False
         self._inode = os.fstat(self._file.fileno()).st_ino
-        if self._from_end:
-            self._file.seek(0, os.SEEK_END)
-            self._from_end = False
+        self._file.seek(0 if self._from_end else self._start, os.SEEK_END if self._from_end else os.SEEK_SET)
+        self._from_end, self._start = False, 0
         return True
 
     def _was_rotated(self) -> bool:

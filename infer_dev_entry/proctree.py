@@ -14,6 +14,8 @@ from pathlib import Path
 from infer_dev_entry.settings import MARK_VARIABLE
 
 _PROC = Path("/proc")
+# Looks in a row that found nothing while processes were forked; a busy machine must not delay a start for long.
+_MAX_DOUBTS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,14 @@ def read_process(pid: int) -> ProcInfo | None:
         sid=int(fields[3]),
         start_ticks=int(fields[19]),
     )
+
+
+def read_last_pid() -> str:
+    """Return the pid that was given last in this PID namespace; the same twice: nothing was forked in between."""
+    try:
+        return (_PROC / "loadavg").read_text().split()[4]
+    except (OSError, IndexError):
+        return ""
 
 
 def read_processes() -> dict[int, ProcInfo]:
@@ -151,19 +161,28 @@ def find_spared(tracked: Tracked, processes: Mapping[int, ProcInfo], spare_below
 
 
 async def end_leftovers(
-    tracked: Tracked, *, spare_below: int = 0, spare_main: bool = True, rounds: int = 5
+    tracked: Tracked, *, spare_below: int = 0, spare_main: bool = True, limit_s: float = 5.0
 ) -> SweepResult:
     """SIGKILL every process of a server and wait until all are gone, again while new ones turn up.
 
-    Takes at most `rounds` seconds. See `find_spared` for who is left alone.
+    Takes little more than `limit_s`. See `find_spared` for who is left alone.
     """
     killed: list[str] = []
     survivors: tuple[str, ...] = ()
-    for _ in range(rounds):
+    doubts = 0
+    deadline = asyncio.get_running_loop().time() + limit_s
+    while asyncio.get_running_loop().time() < deadline:
+        last_pid = read_last_pid()
         processes = read_processes()
         leftovers = find_leftovers(tracked, processes) - find_spared(tracked, processes, spare_below, spare_main)
         if not leftovers:
-            return SweepResult(killed=tuple(killed), survivors=())
+            # Who forks and exits while /proc is read is in no list; then nothing found proves nothing.
+            doubts += 1
+            if doubts > _MAX_DOUBTS or read_last_pid() == last_pid:
+                return SweepResult(killed=tuple(killed), survivors=())
+            await asyncio.sleep(0.001)
+            continue
+        doubts = 0
         alive = await _kill_and_wait([processes[pid] for pid in leftovers], timeout_s=1.0)
         named = {f"{pid} ({processes[pid].comm})" for pid in leftovers}
         killed.extend(sorted(named - set(killed)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from supervisor.process import Subprocess
-from supervisor.states import STOPPED_STATES, getProcessStateDescription
+from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates, getProcessStateDescription
 from supervisor.xmlrpc import Faults, RPCError
 
 from infer_dev_entry.render import GROUP
@@ -34,13 +34,21 @@ class FleetInterface:
         return [
             {
                 "name": process.config.name,
-                "statename": getProcessStateDescription(process.get_state()),
+                # While supervisord shuts down, a stop is its own doing, and no wish for this server.
+                "statename": self._statename(process),
                 "pid": process.pid,
                 "wait_status": getattr(process, "infer_dev_wait_status", NO_STATUS),
                 "spawnerr": process.spawnerr or "",
             }
             for process in group.processes.values()
         ]
+
+    def _statename(self, process: Any) -> str:
+        state = process.get_state()
+        ending = self._supervisord.options.mood < SupervisorStates.RUNNING
+        if ending and state in (ProcessStates.STOPPED, ProcessStates.STOPPING):
+            return "SHUTDOWN"
+        return str(getProcessStateDescription(state))
 
     def update(self) -> list[str]:
         """Read the configuration file again and apply it program by program; return the names left as they were

@@ -17,6 +17,8 @@ _MAX_ANSWER_BYTES = 4 * 1024 * 1024
 # Faults that say the wish is already true (supervisor.xmlrpc.Faults), and are therefore success.
 ALREADY_STARTED = 60
 NOT_RUNNING = 70
+# It could not be spawned, or was and has ended already.
+SPAWN_ERROR = 50
 BAD_NAME = 10
 
 

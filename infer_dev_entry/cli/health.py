@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from infer_dev_entry.control_client import ask
 from infer_dev_entry.errors import NotRunningError
+from infer_dev_entry.rundir import control_socket, default_run_dir
 from infer_dev_entry.settings import parse_settings
 
 DESCRIPTION = """Exit 0 when everything that should serve is ready, else 1 with the reason.
@@ -42,7 +44,9 @@ def _find_reasons(environ: Mapping[str, str]) -> list[str]:
     try:
         answer = ask(environ, {"op": "status"}, TIMEOUT_S)
     except NotRunningError as error:
-        return [str(error)] if parse_settings(environ).any_gate else []
+        # A socket without an answer: there is a fleet, started by hand perhaps, and it hangs or has died.
+        started = os.path.exists(control_socket(default_run_dir(environ)))
+        return [str(error)] if started or parse_settings(environ).any_gate else []
     if answer["healthy"]:
         return []
     if answer["boot_error"]:

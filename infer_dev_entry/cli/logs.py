@@ -34,13 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print, and follow if asked."""
     path = _find_log(args.name, ask(environ, {"op": "status"})["servers"])
-    follower = FollowedFile(path, from_end=True)
-    if args.follow:
-        follower.read_lines()
-    elif not os.path.exists(path):
+    if not args.follow and not os.path.exists(path):
         raise EntryError(f"cannot read {path}: the server has not logged yet")
-    sys.stdout.buffer.write(read_last_lines(path, max(0, args.lines)))
+    text, end = read_last_lines(path, max(0, args.lines))
+    sys.stdout.buffer.write(text)
     sys.stdout.buffer.flush()
+    follower = FollowedFile(path, from_end=False, start=end)  # what is written meanwhile is printed once
     while args.follow:
         for line in follower.read_lines():
             sys.stdout.buffer.write(line + b"\n")
@@ -61,15 +60,15 @@ def _find_log(name: str | None, rows: list[dict[str, Any]]) -> str:
     raise UnknownServerError(f"no server is called {name}; there are: {names}")
 
 
-def read_last_lines(path: str, count: int) -> bytes:
-    """Return the last `count` lines of a file, reading backwards, so that a huge log costs no more than they do.
+def read_last_lines(path: str, count: int) -> tuple[bytes, int]:
+    """Return the last `count` lines of a file and where they end, reading backwards: a huge log costs no more.
 
     Raises:
         EntryError: the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
-            position = file.seek(0, os.SEEK_END)
+            position = end = file.seek(0, os.SEEK_END)
             data = b""
             while position > 0 and data.count(b"\n") <= count:
                 step = min(_BLOCK_BYTES, position)
@@ -77,8 +76,8 @@ def read_last_lines(path: str, count: int) -> bytes:
                 file.seek(position)
                 data = file.read(step) + data
     except FileNotFoundError:
-        return b""
+        return b"", 0
     except OSError as error:
         raise EntryError(f"cannot read {path}: {error.strerror}") from error
     lines = data.splitlines(keepends=True)
-    return b"".join(lines[-count:]) if count else b""
+    return b"".join(lines[-count:]) if count else b"", end

@@ -28,6 +28,7 @@ from infer_dev_entry.supervisor_rpc import (
     ALREADY_STARTED,
     BAD_NAME,
     NOT_RUNNING,
+    SPAWN_ERROR,
     ProcessInfo,
     RpcFaultError,
 )
@@ -153,6 +154,7 @@ class Actor:
             pass  # a sweep under way would take the new process for a leftover
         async with self.supervisord.lane:
             try:
+                await self.supervisord.apply()
                 self._post(await self._try_start(spec))
             except RpcFaultError as error:
                 self._post(f.StartSeen(name=spec.name, pid=0, problem=str(error), mend=await self._spawn_error(spec)))
@@ -169,12 +171,14 @@ class Actor:
         try:
             await self.supervisord.rpc.call("supervisor.startProcess", f"{GROUP}:{spec.name}", False)
         except RpcFaultError as error:
-            if error.code != ALREADY_STARTED:
+            # SPAWN_ERROR also says that the process was started and is dead by now; its own status tells more.
+            if error.code not in (ALREADY_STARTED, SPAWN_ERROR):
                 raise
         info = await self._read_process(spec.name)
         if info is None or not info.pid:
             ended = describe_info(info) if info else "supervisord does not know it"
-            return f.StartSeen(name=spec.name, pid=0, problem=_with_last_line(ended, spec.log_file))
+            problem = _with_last_line(ended, spec.log_file)
+            return f.StartSeen(name=spec.name, pid=0, problem=problem, mend=f"see infer-dev logs {spec.name}")
         self._watch.watch(spec.name, info.pid)
         return f.StartSeen(name=spec.name, pid=info.pid)
 
@@ -275,6 +279,9 @@ def _with_last_line(ended: str, log_file: str) -> str:
 
 def describe_info(info: ProcessInfo) -> str:
     """Say how a program's last run ended."""
-    if info.wait_status is not None and info.statename != "BACKOFF":
+    # supervisord calls these two spawn errors as well; any other means that there was no process, and the status is
+    # that of an earlier run.
+    ran = not info.spawnerr or info.spawnerr.startswith(("Exited too quickly", "Bad exit code"))
+    if info.wait_status is not None and ran:
         return describe_end(info.wait_status)
     return info.spawnerr or "ended for a reason that supervisord does not tell"

@@ -240,7 +240,7 @@ class _Entry:
             await loop.actor.supervisord.stop()
         await self._end_command(began)
         if loop is not None:
-            self._mirror.stop()
+            await self._mirror.stop()
             for server in self._servers:
                 server.close()
             loop.actor.clean_up()

@@ -54,11 +54,12 @@ async def serve_control(path: str, handler: Handler, allowed_uids: frozenset[int
 async def _answer(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Handler, allowed_uids: frozenset[int]
 ) -> dict[str, Any]:
+    line = await reader.readline()  # also of those who are refused: closing on them first would be all that they see
     uid = _peer_uid(writer.get_extra_info("socket"))
     if uid not in allowed_uids:
         return {"ok": False, "error": f"uid {uid} may not control this fleet; run as root or as the servers' user"}
     try:
-        request = json.loads(await reader.readline())
+        request = json.loads(line)
         if not isinstance(request, dict):
             raise ValueError("not a JSON object")
     except (ValueError, RecursionError) as error:

@@ -52,6 +52,7 @@ class FleetLoop:
         self._polling: asyncio.Task[None] | None = None
         self._poll_failures = 0
         self._was_healthy = False
+        self._noted: frozenset[int] = frozenset()
         self._greeted: tuple[ServerSpec, ...] = ()
 
     # -- what others post
@@ -92,15 +93,27 @@ class FleetLoop:
         self.actor.know_log_files(f.applied_specs(self.fleet))
         for action in actions:
             self.actor.act(action)
+        self._note_trees()
         self._tell_if_ready()
         self._on_turn(self.fleet)
 
+    def _note_trees(self) -> None:
+        """Note the processes of a server that is newly ready: it has forked by now, and may die before a poll."""
+        ready = frozenset(server.pid for server in self.fleet.servers if server.ready_at is not None)
+        if ready - self._noted:
+            self.actor.refresh_trees()
+        self._noted = ready
+
     async def _wait(self) -> None:
-        due = min(f.wake_at(self.fleet), self._poll_at if self.fleet.supervisor_up else float("inf"))
+        # A question under way answers by itself; one that is due meanwhile must not keep the loop turning.
+        asks = self.fleet.supervisor_up and (self._polling is None or self._polling.done())
+        due = min(f.wake_at(self.fleet), self._poll_at if asks else float("inf"))
         delay = due - time.monotonic()
         if delay > 0 and not self._changed.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), None if delay == float("inf") else delay)
+        else:
+            await asyncio.sleep(0)  # signals and results get their turn, whatever is due
         self._changed.clear()
 
     def _observe(self) -> f.Observation:

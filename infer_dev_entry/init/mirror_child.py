@@ -16,6 +16,7 @@ from infer_dev_entry.init.spawn import signal_group, spawn_helper
 from infer_dev_entry.rundir import write_private
 
 RESPAWN_S = 5.0
+STOP_S = 0.5
 
 
 class MirrorChild:
@@ -28,6 +29,7 @@ class MirrorChild:
         self._log = log
         self._followed: dict[str, str] | None = None
         self._pid = 0
+        self._exited: asyncio.Future[int] | None = None
         self._stopped = False
 
     def follow(self, log_files: dict[str, str]) -> None:
@@ -45,7 +47,8 @@ class MirrorChild:
     def _spawn(self) -> None:
         argv = (sys.executable, "-m", "infer_dev_entry.mirror", self._list_path, str(os.getpid()))
         self._pid = spawn_helper(argv, self._environ)
-        self._reaper.expect(self._pid).add_done_callback(self._take_exit)
+        self._exited = self._reaper.expect(self._pid)
+        self._exited.add_done_callback(self._take_exit)
 
     def _take_exit(self, exited: asyncio.Future[int]) -> None:
         self._pid = 0
@@ -59,8 +62,9 @@ class MirrorChild:
             except OSError as error:
                 self._log.warning("mirror.failed", error=str(error))
 
-    def stop(self) -> None:
-        """Let the mirror print what is there, then end."""
+    async def stop(self) -> None:
+        """Let the mirror print what is there, then end; it would die with PID 1. A stalled reader is not waited for."""
         self._stopped = True
-        if self._pid:
+        if self._pid and self._exited is not None:
             signal_group(self._pid, signal.SIGTERM)
+            await asyncio.wait({self._exited}, timeout=STOP_S)

@@ -47,6 +47,7 @@ class Supervisord:
         self._pid = 0
         self._exited: asyncio.Future[int] | None = None
         self._closing = False
+        self._unapplied: tuple[ServerSpec, ...] | None = None
         self.rpc = SupervisorRpc(supervisor_socket(daemon.run_dir))
         # Commands to supervisord go one after another, in the order in which they were asked for.
         self.lane = asyncio.Lock()
@@ -68,6 +69,7 @@ class Supervisord:
                 return False
             await self._sweep_fleet()
             self._write_conf(specs)
+            self._unapplied = None
             await self._spawn()
             return True
 
@@ -79,8 +81,22 @@ class Supervisord:
             OSError: a file cannot be written.
         """
         async with self.lane:
-            self._write_conf(specs)
-            return [str(name) for name in await self.rpc.call("infer_dev.update")]
+            self._unapplied = specs
+            return await self.apply()
+
+    async def apply(self) -> list[str]:
+        """Give it the newest configuration, also one that could not be given when it came. Hold `lane` for this.
+
+        Raises:
+            EntryError: as `configure`.
+            OSError: a file cannot be written.
+        """
+        if self._unapplied is None:
+            return []
+        self._write_conf(self._unapplied)
+        busy = await self.rpc.call("infer_dev.update")
+        self._unapplied = None
+        return [str(name) for name in busy]
 
     async def stop(self) -> None:
         """Shut it down once its programs are gone; none is started after this."""
