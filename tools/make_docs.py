@@ -42,8 +42,9 @@ def render_reference() -> str:
         ),
         "Not in this version, and refused with a message when its gate is on: the model download (`…_MODEL_*`).\n",
         "## TOML keys\n",
-        "The contract in prose: [def-sglang-config-toml.md](def-sglang-config-toml.md). `[instance.<n>.server]` takes the "
-        "engine's own arguments, `[instance.<n>.env]` any variables, `[instance.<n>.yaml]` SGLang's native configuration.\n",
+        "The contract in prose: [def-sglang-config-toml.md](def-sglang-config-toml.md). `[instance.<n>.server]` takes "
+        "the engine's own arguments, `[instance.<n>.env]` any variables, `[instance.<n>.yaml]` SGLang's native "
+        "configuration.\n",
         render_key_table(),
         "## Commands\n",
         "| command | job |\n|---|---|\n"
