@@ -246,7 +246,7 @@ class _Turn:
             return  # supervisord was lost meanwhile; this start belongs to its past
         server = replace(server, starting=False)
         if seen.problem:
-            self._fail(server, seen.problem, seen.mend)
+            self._fail(server, seen.problem, seen.mend, counts=not seen.outside)
             return
         self._adopt(server, seen.pid)
         server = find_server(self.fleet, seen.name) or server
@@ -415,13 +415,13 @@ class _Turn:
         self.fleet = replace(self.fleet, servers=servers)
         self.configure()
 
-    def _fail(self, server: Server, reason: str, mend: str) -> None:
-        """A crash, a hang or a start that failed: back off, or give up."""
+    def _fail(self, server: Server, reason: str, mend: str, *, counts: bool = True) -> None:
+        """A crash, a hang or a start that failed: back off, or give up; what does not count is waited out for ever."""
         restart = server.spec.restart
         was_ready = server.ready_at is not None
         settled = was_ready and self.seen.now - (server.ready_at or 0.0) >= restart.reset_after_s
         failures = 1 if settled else server.failures + 1
-        unready = 1 if was_ready else server.unready_failures + 1
+        unready = 1 if was_ready else server.unready_failures + int(counts)
         changed = server.successor is not None
         server = replace(self._fresh(server), failures=failures, unready_failures=unready, reason=reason, mend=mend)
         if not server.wanted or self.fleet.shutting_down:

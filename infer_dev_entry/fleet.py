@@ -104,12 +104,13 @@ class ProcessSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartSeen:
-    """The outcome of a Start."""
+    """The outcome of a Start. `outside` says that the problem is not the server's own, such as a taken port."""
 
     name: str
     pid: int
     problem: str = ""
     mend: str = ""
+    outside: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

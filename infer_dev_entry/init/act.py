@@ -166,7 +166,8 @@ class Actor:
         holder = LiveHost().port_holder(spec.host, spec.port)  # a new one: it remembers what it saw
         if holder:
             problem = f"port {spec.port} is taken by {holder}"
-            return f.StartSeen(name=spec.name, pid=0, problem=problem, mend="end that process, or set another port")
+            mend = "end that process, or set another port"
+            return f.StartSeen(name=spec.name, pid=0, problem=problem, mend=mend, outside=True)
         await asyncio.to_thread(self._prepare, spec)
         try:
             await self.supervisord.rpc.call("supervisor.startProcess", f"{GROUP}:{spec.name}", False)

@@ -238,6 +238,16 @@ def test_start_that_fails_backs_off_with_its_reason() -> None:
     assert len(of_type(story.see(after=1.0), Start)) == 1
 
 
+def test_start_that_fails_for_a_cause_outside_never_gives_up() -> None:
+    story = Story(make_spec(restart=replace(RESTART, max_restarts=1)))
+    for _ in range(20):
+        story.see(results=(StartSeen(name="a", pid=0, problem="port 30000 is taken", outside=True),))
+        assert story.server().state is State.BACKOFF
+        story.see(after=100.0)
+    story.ready()
+    assert story.server().state is State.READY
+
+
 def test_answer_from_before_the_start_is_no_crash() -> None:
     story = Story(make_spec())
     asked_at = story.now
