@@ -11,7 +11,6 @@ HELPERS = {
     "install-sglang-offline.sh": ("install",),
     "status": ("status",),
     "logs": ("logs",),
-    "smoke": ("smoke",),
 }
 
 

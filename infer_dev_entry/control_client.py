@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from infer_dev_entry.errors import NotRunningError, RequestError, UnknownServerError
-from infer_dev_entry.rundir import control_socket, default_run_dir
+from infer_dev_entry.rundir import client_run_dir, control_socket
 
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
@@ -21,7 +21,7 @@ def ask(environ: Mapping[str, str], request: Mapping[str, Any], timeout_s: float
         UnknownServerError: the request names a server that does not exist.
         RequestError: the entry refused.
     """
-    path = control_socket(default_run_dir(environ))
+    path = control_socket(client_run_dir(environ))
     answer = _exchange(path, json.dumps(request).encode() + b"\n", timeout_s)
     if answer.get("ok"):
         return answer

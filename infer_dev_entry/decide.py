@@ -369,6 +369,10 @@ class _Turn:
             self.report("info", "server.replaced", server, old_pid=server.pid)
         self.actions.append(Sweep(name=server.spec.name))  # of its predecessor; live programs are spared
         self._adopt(replace(server, wanted=True, failures=0, unready_failures=0), process.pid)
+        adopted = find_server(self.fleet, process.name)
+        if adopted and (self.fleet.shutting_down or adopted.removing or adopted.successor):
+            keep = not (self.fleet.shutting_down or adopted.removing)
+            self._stop(replace(adopted, wanted=keep))  # it came up while it was to go
 
     def _take_running(self, server: Server, process: ProcessSeen) -> None:
         state, reason = server.state, server.reason
@@ -388,7 +392,8 @@ class _Turn:
         if server.ending is Ending.STOP or by_user:
             self._take_stopped(server, by_user)
         elif server.ending is Ending.HUNG:
-            self._fail(server, server.ending_reason, "see its log; if it was only busy, raise probe.failure_threshold")
+            key = "probe.startup_deadline_s" if server.ready_at is None else "probe.failure_threshold"
+            self._fail(server, server.ending_reason, f"see its log; if it was only slow, raise {key}")
         else:
             self._fail(server, process.ended, f"see infer-dev logs {server.spec.name}")
 

@@ -14,6 +14,7 @@ from infer_dev_entry.errors import ConfigError
 from infer_dev_entry.gpu import GpuDoor
 from infer_dev_entry.settings import MARK_VARIABLE
 
+_MAX_ANCESTORS = 64
 MAX_CONFIG_BYTES = 1024 * 1024
 _LISTEN = "0A"
 
@@ -91,15 +92,22 @@ class LiveHost:
         return None if any(pids) else "another user's process, or one outside this container"
 
     def _is_ours(self, pid: int) -> bool:
-        if self._own_mark is None:
-            return False
+        """Whether the process or one above it carries our mark; one that sets its title may have lost its own."""
+        for _ in range(_MAX_ANCESTORS):
+            if self._own_mark is None or pid <= 1:
+                return False
+            if self._is_marked(pid):
+                return True
+            pid = _parent_of(self._proc, pid)
+        return False
+
+    def _is_marked(self, pid: int) -> bool:
         needle = f"{MARK_VARIABLE}={self._own_mark}".encode()
         try:
-            return any(
-                item.startswith(needle) for item in (self._proc / str(pid) / "environ").read_bytes().split(b"\0")
-            )
+            variables = (self._proc / str(pid) / "environ").read_bytes().split(b"\0")
         except OSError:
             return False
+        return any(item.startswith(needle) for item in variables)
 
     def model_problem(self, path: str) -> str | None:
         """Why a model file or directory cannot be read."""
@@ -196,6 +204,14 @@ def _read_sockets(proc: Path, port: int) -> list[str]:
         rows = [line.split() for line in lines]
         found += [(row[3] != _LISTEN, row[9]) for row in rows if len(row) > 9 and row[1].endswith(needle)]
     return [inode for _, inode in sorted(found) if inode != "0"]
+
+
+def _parent_of(proc: Path, pid: int) -> int:
+    """Return the parent's pid, or 0 when the process is gone."""
+    try:
+        return int((proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _pid_of_socket(proc: Path, inode: str) -> int | None:

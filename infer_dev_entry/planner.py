@@ -22,8 +22,11 @@ from infer_dev_entry.settings import parse_settings
 from infer_dev_entry.spec import Plan, render_plan
 
 
-def make_plan(environ: Mapping[str, str], config_path: str = "") -> Plan:
+def make_plan(environ: Mapping[str, str], config_path: str = "", *, run_dir: str = "", fleet_id: str = "") -> Plan:
     """Resolve and check the config (`config_path`, else the settings') against this machine.
+
+    Whoever plans for a running entry gives that entry's `run_dir` and `fleet_id`, and its PATH and TMPDIR in `environ`:
+    else equal servers would look changed.
 
     Raises:
         SettingsError: no config is named.
@@ -35,8 +38,8 @@ def make_plan(environ: Mapping[str, str], config_path: str = "") -> Plan:
         raise SettingsError(
             "cannot start servers: no config is named; set AUTO_INFER_SGLANG_CONFIG to a TOML file, or name one"
         )
-    run_dir = default_run_dir(environ)
-    fleet_id = read_fleet_id(run_dir) if os.path.isdir(run_dir) else "check"
+    run_dir = run_dir or default_run_dir(environ)
+    fleet_id = fleet_id or (read_fleet_id(run_dir) if os.path.isdir(run_dir) else "check")
     options = ResolveOptions(
         overrides=settings.overrides,
         project_dir=settings.project_dir,

@@ -108,12 +108,22 @@ def _environment_quoted(value: str) -> str:
     return quote + value.replace("%", "%%") + quote
 
 
+def path_problem(value: str) -> str | None:
+    """Say why a path cannot stand on a line of its own, where supervisord knows no quotes, or None."""
+    problem = argument_problem(value)
+    if problem:
+        return problem
+    if "\n" in value or value != value.strip():
+        return "it holds a newline, or white space at an end"
+    if re.search(r"\s[;#]", value):
+        return "it holds white space before ';' or '#', which starts a comment"
+    return "it holds '%'" if "%" in value else None  # supervisord expands some paths twice and others once
+
+
 def _plain(value: str, what: str) -> str:
-    """Return a path for a line of its own, where supervisord knows no quotes."""
-    if argument_problem(value) or "\n" in value or value != value.strip() or re.search(r"\s[;#]", value):
-        raise ConfigError((f"cannot render {what} {value!r}: supervisord cannot express this path; rename it",))
-    if "%" in value:  # supervisord expands some paths twice and others once
-        raise ConfigError((f"cannot render {what} {value!r}: it holds '%'; rename it",))
+    problem = path_problem(value)
+    if problem:
+        raise ConfigError((f"cannot render {what} {value!r}: {problem}; rename it",))
     return value
 
 

@@ -26,6 +26,14 @@ def default_run_dir(environ: Mapping[str, str]) -> str:
     return f"{runtime_dir}/infer-dev" if runtime_dir else f"/tmp/infer-dev-{os.geteuid()}"
 
 
+def client_run_dir(environ: Mapping[str, str]) -> str:
+    """Return the run directory of the entry that a command should ask: ours, or root's where only that one runs."""
+    own = default_run_dir(environ)
+    if environ.get("INFER_DEV_RUN_DIR", "").strip() or os.path.exists(control_socket(own)):
+        return own
+    return DEFAULT_RUN_DIR if os.path.exists(control_socket(DEFAULT_RUN_DIR)) else own
+
+
 def control_socket(run_dir: str) -> str:
     """Return the path of PID 1's control socket."""
     return f"{run_dir}/control.sock"

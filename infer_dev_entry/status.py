@@ -83,4 +83,5 @@ def render_curl(url: str) -> str:
 def render_ready(rows: Sequence[Mapping[str, Any]], now: float) -> Iterable[str]:
     """Yield the lines that greet the user when everything serves."""
     yield from render_status_table(rows, now).splitlines()
-    yield "try:  " + render_curl(rows[0]["url"])
+    ready = [row for row in rows if row["state"] == "ready"]
+    yield from (f"try:  {render_curl(row['url'])}" for row in ready[:1])

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 
 from infer_dev_entry.errors import NotRunningError
-from infer_dev_entry.rundir import default_run_dir, supervisor_socket
+from infer_dev_entry.rundir import client_run_dir, supervisor_socket
 
 DESCRIPTION = """Run supervisorctl against this fleet's supervisord.
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Become supervisorctl."""
-    path = supervisor_socket(default_run_dir(environ))
+    path = supervisor_socket(client_run_dir(environ))
     if not os.path.exists(path):
         raise NotRunningError(f"no supervisord is running ({path} does not exist); start a fleet with: infer-dev serve")
     # -s instead of -c: the configuration file holds the servers' secrets and is readable by its owner alone.

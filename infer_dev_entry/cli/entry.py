@@ -18,7 +18,8 @@ EXAMPLES = """  ENTRYPOINT ["infer-dev", "entry", "--"]
   AUTO_INFER_SGLANG_ON_BOOT=1 AUTO_INFER_SGLANG_CONFIG=glm.toml infer-dev entry
 
 exit codes: the command's (128+N when signal N killed it, 127 not found, 126 not executable), 0 after a stop without a
-command; with AUTO_INFER_SGLANG_ON_ERROR=exit those of a failed boot: 10 config, 11 settings, 12 run directory"""
+command; with AUTO_INFER_SGLANG_ON_ERROR=exit those of a failed boot: 10 config, 11 settings, 12 run
+directory, 20 bundle, 21 install"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from infer_dev_entry.control_client import ask
 from infer_dev_entry.errors import NotRunningError
-from infer_dev_entry.rundir import control_socket, default_run_dir
+from infer_dev_entry.rundir import client_run_dir, control_socket
 from infer_dev_entry.settings import parse_settings
 
 DESCRIPTION = """Exit 0 when everything that should serve is ready, else 1 with the reason.
@@ -45,7 +45,7 @@ def _find_reasons(environ: Mapping[str, str]) -> list[str]:
         answer = ask(environ, {"op": "status"}, TIMEOUT_S)
     except NotRunningError as error:
         # A socket without an answer: there is a fleet, started by hand perhaps, and it hangs or has died.
-        started = os.path.exists(control_socket(default_run_dir(environ)))
+        started = os.path.exists(control_socket(client_run_dir(environ)))
         return [str(error)] if started or parse_settings(environ).any_gate else []
     if answer["healthy"]:
         return []

@@ -71,7 +71,7 @@ def _make_request(args: argparse.Namespace, settings: Settings) -> InstallReques
     return replace(
         request,
         bundle_path=os.path.abspath(args.bundle) if args.bundle else request.bundle_path,
-        expected_sha256=args.sha256.strip().lower() or request.expected_sha256,
+        expected_sha256=args.sha256.strip().lower().removeprefix("sha256:") or request.expected_sha256,
         backend=args.backend or request.backend,
         require_gpu=args.require_gpu,
         skip_verify=args.skip_verify,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from infer_dev_entry.control_client import ask, is_running
-from infer_dev_entry.errors import ConfigError, EntryError, NotRunningError, RunDirError
+from infer_dev_entry.errors import EntryError, NotRunningError, RunDirError
 from infer_dev_entry.rundir import default_run_dir
 from infer_dev_entry.settings import PREFIX, parse_settings
 from infer_dev_entry.spec import render_plan
@@ -29,6 +29,7 @@ EXAMPLES = """  infer-dev serve /model-configs/glm-4.7.toml
 exit codes: 0 done, 1 not ready in time, 10 the config has faults, 11 no config is named"""
 
 START_TIMEOUT_S = 90.0
+UPDATE_TIMEOUT_S = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +54,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print("watch it come up:  infer-dev status --watch")
         return 0
     if all(row["state"] == "ready" for row in rows if row["wanted"]):
-        print("try:  " + render_curl(rows[0]["url"])) if rows else None
+        for row in [row for row in rows if row["state"] == "ready"][:1]:
+            print("try:  " + render_curl(row["url"]))
         return 0
     print(f"infer-dev serve: not every server is ready after {args.wait:g} s", file=sys.stderr)
     return 1
@@ -62,11 +64,16 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _update(config: str, environ: Mapping[str, str]) -> None:
     from infer_dev_entry.planner import make_plan
 
-    plan = make_plan(environ, config)
+    planning = ask(environ, {"op": "status"})["planning"]
+    seen = {name: value for name, value in environ.items() if name not in ("PATH", "TMPDIR")}
+    seen |= {name: planning[name] for name in ("PATH", "TMPDIR") if name in planning}
+    plan = make_plan(seen, config, run_dir=planning["run_dir"], fleet_id=planning["fleet_id"])
     for warning in plan.warnings:
         print(f"note: {warning}", file=sys.stderr)
-    ask(environ, {"op": "plan", "plan": json.loads(render_plan(plan))})
-    time.sleep(0.3)  # the loop has taken the wish by then; the table below shows its effect
+    turn = ask(environ, {"op": "plan", "plan": json.loads(render_plan(plan))})["turn"]
+    deadline = time.monotonic() + UPDATE_TIMEOUT_S
+    while ask(environ, {"op": "status"})["turn"] <= turn and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _start(config: str, environ: Mapping[str, str]) -> None:
@@ -111,17 +118,23 @@ def _wait_started(keeper: subprocess.Popen[bytes], environ: Mapping[str, str], l
         if keeper.poll() is not None:
             from infer_dev_entry.logtail import read_last_line
 
-            raise EntryError(f"cannot start the fleet: it exited with {keeper.returncode}: {read_last_line(log_path)}")
+            text = f"cannot start the fleet: it exited with {keeper.returncode}: {read_last_line(log_path)}"
+            raise _with_code(EntryError(text), keeper.returncode)
         try:
             answer = ask(environ, {"op": "status"})
         except NotRunningError:
             answer = {}
         if answer.get("boot_error"):
-            raise ConfigError((str(answer["boot_error"]),))
+            raise _with_code(EntryError(str(answer["boot_error"])), answer["exit_code"])
         if answer.get("stage") == "running" and (answer["servers"] or answer["source"]):
             return
         time.sleep(0.05)
     raise EntryError(f"cannot start the fleet: it does not answer after {START_TIMEOUT_S:g} s; see {log_path}")
+
+
+def _with_code(error: EntryError, code: int) -> EntryError:
+    error.exit_code = code if code > 0 else EntryError.exit_code
+    return error
 
 
 def _wait_ready(environ: Mapping[str, str], timeout_s: float) -> list[dict[str, Any]]:

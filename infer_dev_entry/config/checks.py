@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from infer_dev_entry.config.facts import Host
 from infer_dev_entry.config.faults import Faults, Path, shown
 from infer_dev_entry.config.instances import Instance
+from infer_dev_entry.render import path_problem
 
 _WILDCARDS = ("", "0.0.0.0", "::", "[::]")
 
@@ -40,6 +41,9 @@ class FleetChecker:
         other = self._logs.setdefault(log_file, name)
         if other != name:
             self._faults.add(path, f"{shown(log_file)} is also the log file of {other}", "give each its own log_file")
+        unfit = path_problem(log_file)
+        if unfit:
+            self._faults.add(path, f"{shown(log_file)} cannot be a log file: {unfit}", "choose another path")
         directory = str(PurePosixPath(log_file).parent)
         problem = self._fact("log_dir", directory, self._host.log_dir_problem)
         if problem:

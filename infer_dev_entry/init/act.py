@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from infer_dev_entry.errors import EntryError, SupervisorError
 from infer_dev_entry.host import LiveHost
 from infer_dev_entry.init.owner import Owner
 from infer_dev_entry.init.reaper import Reaper, describe_end
-from infer_dev_entry.init.spawn import spawn_helper
+from infer_dev_entry.init.spawn import signal_group, spawn_helper
 from infer_dev_entry.init.supervisord import Supervisord
 from infer_dev_entry.init.watch import Watch
 from infer_dev_entry.logtail import read_last_line, read_tail
@@ -226,7 +227,8 @@ class Actor:
 
     async def _kill(self, name: str, evidence: bool) -> None:
         if evidence:
-            await self._gather_evidence(name)
+            with contextlib.suppress(OSError):  # whatever it is, it must not save a hung server
+                await self._gather_evidence(name)
         await self._sweep(name, spare_main=False)
         self._poke()
 
@@ -248,9 +250,11 @@ class Actor:
         if not program or not main_pid or not log_file:
             return
         argv = (program, "dump", "--pid", str(main_pid))
-        exited = self._reaper.expect(spawn_helper(argv, self._environ, output=f"{log_file}.hang"))
-        done, _ = await asyncio.wait({exited}, timeout=EVIDENCE_TIMEOUT_S)
-        if done:
+        pid = spawn_helper(argv, self._environ, output=f"{log_file}.hang")
+        done, _ = await asyncio.wait({self._reaper.expect(pid)}, timeout=EVIDENCE_TIMEOUT_S)
+        if not done:
+            signal_group(pid, signal.SIGKILL)
+        else:
             self._log.warning("server.evidence", server=name, stacks=f"{log_file}.hang")
 
     def clean_up(self) -> None:

@@ -62,7 +62,8 @@ class _Entry:
         self._run_dir = default_run_dir(environ)
         self._reaper = Reaper()
         self._loop: FleetLoop | None = None
-        self._requests = Requests(keeper=keeper)
+        planning = {name: environ[name] for name in ("PATH", "TMPDIR") if name in environ}
+        self._requests = Requests(keeper=keeper, planning=planning)
         self._mirror = MirrorChild(self._reaper, environ, self._run_dir, self._log)
         self._boot: asyncio.Task[None] | None = None
         self._cmd_pid = 0
@@ -147,7 +148,7 @@ class _Entry:
             on_ready=self._greet,
             on_turn=self._take_turn,
         )
-        self._requests.attach(self._loop)
+        self._requests.attach(self._loop, run_dir=self._run_dir, fleet_id=fleet_id)
         self._loop_task = asyncio.get_running_loop().create_task(self._loop.run())
         uids = frozenset({0, os.geteuid(), *([owner.uid] if owner else [])})
         self._servers.append(await serve_control(control_socket(self._run_dir), self._requests.handle, uids))

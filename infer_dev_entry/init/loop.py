@@ -38,6 +38,7 @@ class FleetLoop:
         on_turn: Callable[[f.Fleet], None],
     ) -> None:
         self.fleet = f.Fleet()
+        self.turns = 0  # decisions taken; a wish has been taken in when this has grown
         self.actor = make_actor(self)
         self._log = log
         self._on_ready = on_ready
@@ -90,6 +91,7 @@ class FleetLoop:
         self._poll_if_due()
         seen = self._observe()
         self.fleet, actions = decide(self.fleet, seen)
+        self.turns += 1
         self.actor.know_log_files(f.applied_specs(self.fleet))
         for action in actions:
             self.actor.act(action)

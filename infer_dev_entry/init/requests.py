@@ -18,17 +18,19 @@ from infer_dev_entry.status import status_rows
 class Requests:
     """Answers requests; `stage` and the boot error are what `status` tells while there is no fleet."""
 
-    def __init__(self, *, keeper: bool) -> None:
+    def __init__(self, *, keeper: bool, planning: Mapping[str, str]) -> None:
         self.keeper = keeper
+        self._planning = dict(planning)
         self.stage = "starting"
         self.boot_error: EntryError | None = None
         self._loop: FleetLoop | None = None
         self._source = ""
         self._stop_all = False
 
-    def attach(self, loop: FleetLoop) -> None:
+    def attach(self, loop: FleetLoop, *, run_dir: str, fleet_id: str) -> None:
         """Let requests reach the fleet."""
         self._loop = loop
+        self._planning |= {"run_dir": run_dir, "fleet_id": fleet_id}
 
     def take_boot_error(self, error: EntryError) -> None:
         """Remember why boot failed, for `status` and `health`."""
@@ -59,6 +61,9 @@ class Requests:
             "healthy": error is None and self.stage == "running" and f.is_healthy(fleet),
             "shutting_down": fleet.shutting_down,
             "source": self._source,
+            "turn": self._loop.turns if self._loop else 0,
+            # What whoever plans an update must take from us, so that equal servers stay equal.
+            "planning": self._planning,
             "servers": status_rows(fleet),
         }
 
@@ -87,7 +92,7 @@ class Requests:
         self.boot_error = None
         self.stage = "running"
         self.apply(plan)
-        return {"ok": True}
+        return {"ok": True, "turn": self._loop.turns if self._loop else 0}
 
     def _take_names(self, op: str, names: object) -> dict[str, Any]:
         assert self._loop is not None

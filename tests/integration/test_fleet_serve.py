@@ -204,3 +204,31 @@ def test_serve_into_an_entry_whose_boot_failed_makes_it_healthy(fleet: Fleet) ->
     assert done.returncode == 0, done.stderr
     assert fleet.cli("health").returncode == 0
     assert fleet.find_processes("sleep", "600")
+
+
+def test_serve_from_a_shell_with_another_path_and_tmpdir_leaves_equal_servers_alone(fleet: Fleet) -> None:
+    fleet.write(server("a", free_port()))
+    fleet.start()
+    pid = fleet.wait_ready("a")["a"]["pid"]
+    other = {"TMPDIR": "/var/tmp", "PATH": "/usr/bin:/bin"}
+    run = fleet.cli("serve", str(fleet.config), **other)
+    assert run.returncode == 0, run.stderr
+    row = fleet.row("a")
+    assert (row["pid"], row["state"], row["restarts"]) == (pid, "ready", 0)
+
+
+def test_serve_finds_the_port_of_a_server_that_lost_its_environment_its_own(fleet: Fleet) -> None:
+    # As SGLang does with setproctitle: /proc shows an environment of zeroes then.
+    wipes = fleet.wrap(
+        "wipes",
+        """exec "$PYTHON" -c 'import runpy, sys, setproctitle
+setproctitle.setproctitle("sglang::server")
+sys.argv = sys.argv[2:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)' "$@" """,
+    )
+    fleet.write(server("a", free_port(), control=wipes))
+    fleet.start()
+    pid = fleet.wait_ready("a")["a"]["pid"]
+    run = fleet.cli("serve", str(fleet.config))
+    assert run.returncode == 0, run.stderr
+    assert fleet.row("a")["pid"] == pid

@@ -563,6 +563,14 @@ def test_auto_takes_gpus_that_no_other_instance_names() -> None:
     assert dealt == {"a": ("1",), "b": ("0", "2"), "c": ("3",)}
 
 
+@pytest.mark.parametrize("log_dir", ["/tmp/a%b", "/tmp/a ;b"])
+def test_log_dir_that_supervisord_cannot_express_is_a_fault(log_dir: str) -> None:
+    text = f'[instance.a.control]\nlog_dir = "{log_dir}"\n[instance.a.server]\nmodel_path = "org/m"\n'
+    (fault,) = faults_of(text)
+    assert "instance.a.control.log_dir" in fault
+    assert "cannot be a log file" in fault
+
+
 def test_cuda_visible_devices_follows_gpu_ids() -> None:
     def variables(control: str, env: str = "") -> dict[str, str]:
         return dict(one(fleet(a=control) + f"[instance.a.env]\n{env}\n", FakeHost(EIGHT)).environment)

@@ -297,6 +297,27 @@ def test_user_restart_between_two_looks_is_one_new_process() -> None:
     assert story.server().ready_at is None
 
 
+def test_user_start_during_shutdown_is_stopped_again() -> None:
+    story = Story(make_spec())
+    story.ready()
+    story.see(wishes=(ShutdownWish(),))
+    story.process("STOPPED")
+    assert [stop.name for stop in of_type(story.process("STARTING", 200), Stop)] == ["a"]
+    story.process("STOPPED")
+    story.see(results=(SweepSeen(name="a"),))
+    assert is_down(story.fleet)
+
+
+def test_user_start_of_a_removed_server_is_stopped_again() -> None:
+    story = Story(make_spec("a"), make_spec("b"))
+    story.ready("a", 100)
+    story.ready("b", 101)
+    story.see(wishes=(PlanWish(specs=(make_spec("a"),)),))
+    assert [stop.name for stop in of_type(story.process("STARTING", 200, "b"), Stop)] == ["b"]
+    story.process("STOPPED", name="b")
+    assert [server.spec.name for server in story.fleet.servers] == ["a"]
+
+
 def test_stop_wish_drains_then_kills_at_deadline() -> None:
     story = Story(make_spec(drain_timeout_s=20.0))
     story.ready()

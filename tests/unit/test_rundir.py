@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from infer_dev_entry.errors import RunDirError
-from infer_dev_entry.rundir import default_run_dir, prepare_run_dir, read_fleet_id, read_text, write_private
+from infer_dev_entry.rundir import (
+    client_run_dir,
+    default_run_dir,
+    prepare_run_dir,
+    read_fleet_id,
+    read_text,
+    write_private,
+)
 
 
 @pytest.fixture
@@ -28,6 +35,21 @@ def test_run_dir_of_another_user_is_private(mocker) -> None:
     mocker.patch("os.geteuid", return_value=1234)
     assert default_run_dir({}) == "/tmp/infer-dev-1234"
     assert default_run_dir({"XDG_RUNTIME_DIR": "/run/user/1234"}) == "/run/user/1234/infer-dev"
+
+
+def test_client_asks_roots_entry_where_only_that_one_runs(short_dir: str, mocker) -> None:
+    mocker.patch("os.geteuid", return_value=1234)
+    mocker.patch("infer_dev_entry.rundir.DEFAULT_RUN_DIR", f"{short_dir}/root")
+    environ = {"XDG_RUNTIME_DIR": f"{short_dir}/own"}
+    own = f"{short_dir}/own/infer-dev"
+    assert client_run_dir(environ) == own
+    os.makedirs(f"{short_dir}/root")
+    Path(short_dir, "root", "control.sock").touch()
+    assert client_run_dir(environ) == f"{short_dir}/root"
+    os.makedirs(own)
+    Path(own, "control.sock").touch()
+    assert client_run_dir(environ) == own
+    assert client_run_dir({"INFER_DEV_RUN_DIR": "/chosen"}) == "/chosen"
 
 
 @pytest.mark.parametrize(("shared", "mode"), [(False, 0o700), (True, 0o711)])
