@@ -13,7 +13,10 @@ from importlib import import_module
 from benchmarks.managers import is_unshare_allowed
 from benchmarks.tables import Table, render_table, table_data
 
-NAMES = ("gates_off", "respawn", "spawn", "stop", "hang", "idle", "config256")
+NAMES = (
+    *("gates_off", "respawn", "spawn", "stop", "hang", "idle", "config256"),
+    *("install", "reboot", "shell_archive"),
+)
 
 
 def main() -> int:

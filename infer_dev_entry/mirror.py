@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 PERIOD_S = 0.2
 _MAX_LINE_BYTES = 64 * 1024
+_MAX_READ_BYTES = 4 * 1024 * 1024
 
 
 class FollowedFile:
@@ -45,7 +46,7 @@ class FollowedFile:
         assert self._file is not None
         if os.fstat(self._file.fileno()).st_size < self._file.tell():
             self._file.seek(0)  # truncated in place
-        *lines, self._part = (self._part + self._file.read()).split(b"\n")
+        *lines, self._part = (self._part + self._file.read(_MAX_READ_BYTES)).split(b"\n")
         if len(self._part) > _MAX_LINE_BYTES:
             lines.append(self._part)
             self._part = b""
@@ -75,7 +76,7 @@ class FollowedFile:
 
 
 class Mirror:
-    """Follows the files named in a JSON object name → path, read again whenever that list is replaced."""
+    """Follows the files of a JSON object name → [path, first byte], read again whenever that list is replaced."""
 
     def __init__(self, list_path: str) -> None:
         self._list_path = list_path
@@ -100,11 +101,10 @@ class Mirror:
             wanted = json.loads(Path(self._list_path).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return
-        first = self._stamp == (0, 0)
         self._stamp = stamp
-        kept = {name: item for name, item in self._files.items() if wanted.get(name) == item[0]}
-        for name, path in wanted.items():
-            kept.setdefault(name, (path, FollowedFile(path, from_end=first)))
+        kept = {name: item for name, item in self._files.items() if wanted.get(name, [""])[0] == item[0]}
+        for name, (path, start) in wanted.items():
+            kept.setdefault(name, (path, FollowedFile(path, from_end=False, start=start)))
         self._files = kept
 
 

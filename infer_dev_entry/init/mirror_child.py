@@ -28,6 +28,7 @@ class MirrorChild:
         self._list_path = f"{run_dir}/mirror.json"
         self._log = log
         self._followed: dict[str, str] | None = None
+        self._starts: dict[str, int] = {}
         self._pid = 0
         self._exited: asyncio.Future[int] | None = None
         self._stopped = False
@@ -37,8 +38,14 @@ class MirrorChild:
         if log_files == self._followed or self._stopped:
             return
         self._followed = dict(log_files)
+        self._starts = {path: self._starts.get(path, _size_of(path)) for path in log_files.values()}
+        self._spawn_with_list()
+
+    def _spawn_with_list(self) -> None:
+        followed = self._followed or {}
+        listed = {name: [path, self._starts.get(path, 0)] for name, path in followed.items()}
         try:
-            write_private(self._list_path, json.dumps(log_files))
+            write_private(self._list_path, json.dumps(listed))
             if not self._pid:
                 self._spawn()
         except (EntryError, OSError) as error:
@@ -57,10 +64,8 @@ class MirrorChild:
 
     def _respawn(self) -> None:
         if not self._stopped and not self._pid:
-            try:
-                self._spawn()
-            except OSError as error:
-                self._log.warning("mirror.failed", error=str(error))
+            self._starts = {path: _size_of(path) for path in self._starts}  # what it has printed is not printed again
+            self._spawn_with_list()
 
     async def stop(self) -> None:
         """Let the mirror print what is there, then end; it would die with PID 1. A stalled reader is not waited for."""
@@ -68,3 +73,11 @@ class MirrorChild:
         if self._pid and self._exited is not None:
             signal_group(self._pid, signal.SIGTERM)
             await asyncio.wait({self._exited}, timeout=STOP_S)
+
+
+def _size_of(path: str) -> int:
+    """Return where a log ends now; what an earlier fleet has written there is not news."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0

@@ -59,15 +59,17 @@ def test_follow_endless_line_is_cut(tmp_path: Path) -> None:
 def test_mirror_prefixes_lines_and_takes_a_new_list(tmp_path: Path) -> None:
     listing = tmp_path / "mirror.json"
     (tmp_path / "a.log").write_bytes(b"past\n")
-    listing.write_text(json.dumps({"a": str(tmp_path / "a.log")}))
+    listing.write_text(json.dumps({"a": [str(tmp_path / "a.log"), len(b"past\n")]}))
     mirror = Mirror(str(listing))
     assert mirror.turn() == b""
     with (tmp_path / "a.log").open("ab") as file:
         file.write(b"hello\n")
     assert mirror.turn() == b"[a] hello\n"
-    (tmp_path / "b.log").write_bytes(b"from b\n")
+    (tmp_path / "b.log").write_bytes(b"long ago\nfrom b\n")
     replaced = tmp_path / "new.json"
-    replaced.write_text(json.dumps({"a": str(tmp_path / "a.log"), "b": str(tmp_path / "b.log")}))
+    replaced.write_text(
+        json.dumps({"a": [str(tmp_path / "a.log"), 0], "b": [str(tmp_path / "b.log"), len(b"long ago\n")]})
+    )
     replaced.rename(listing)
     assert mirror.turn() == b"[b] from b\n"
 
