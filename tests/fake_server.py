@@ -185,10 +185,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
         end(args)
     time.sleep(args.load_s)
     server = FakeServer(args)
-    # A pipe, not an Event: an Event that is set in a handler while this thread enters its wait() deadlocks.
+    # Python runs a handler only between bytecodes: a SIGTERM just before select() would wait for ever. The wake-up
+    # descriptor is written by the C handler.
     stop_read, stop_write = os.pipe()
+    os.set_blocking(stop_write, False)
     if not args.ignore_sigterm:
-        signal.signal(signal.SIGTERM, lambda *_: os.write(stop_write, b"x"))
+        signal.set_wakeup_fd(stop_write)
+        signal.signal(signal.SIGTERM, lambda *_: None)
     if args.fork_grandchild:
         fork_grandchild(args, server.listener)  # before the threads, which do not survive a fork
     if args.flood_lines_per_s:

@@ -28,6 +28,7 @@ from pid1 import (
     lines_of,
     long_path,
     needs_namespaces,
+    own_signals,
     private_dir,
     recorded,
     signal_set,
@@ -334,7 +335,7 @@ def test_command_with_fleet_has_default_dispositions_and_standard_descriptors_al
         assert booted.running.wait(READY_S) == 0
         status, _, descriptors = booted.running.stdout().partition("fds:\n")
         rows = {line.partition(":")[0]: line.partition(":")[2].strip() for line in status.splitlines()}
-        assert {int(rows[name], 16) for name in ("SigBlk", "SigIgn", "SigCgt", "SigPnd", "ShdPnd")} == {0}
+        assert {own_signals(rows[name]) for name in ("SigBlk", "SigIgn", "SigCgt", "SigPnd", "ShdPnd")} == {0}
         # The shell's own directory of the glob is the fourth.
         assert descriptors.split() == ["0", "1", "2", "3"]
 
