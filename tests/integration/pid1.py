@@ -399,5 +399,5 @@ def wait_recorder(work_dir: Path) -> None:
 
 
 def own_signals(mask: str) -> int:
-    """Return a hexadecimal signal mask of /proc without signals 32 and 33, which are glibc's: no program can set them."""
+    """Return a hexadecimal signal mask of /proc without 32 and 33, which are glibc's: no program can set them."""
     return int(mask, 16) & ~(3 << 31)
