@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +158,12 @@ class LiveHost:
         except (metadata.PackageNotFoundError, ValueError):
             return "not installed"
         return None
+
+    def environment_has(self, python: str, name: str) -> bool:
+        """Whether a distribution lies in the environment of an interpreter, by its files; nothing of it is run."""
+        stem = re.sub(r"[-_.]+", "_", name).lower()
+        pattern = f"lib/python3*/site-packages/{glob.escape(stem)}-*.dist-info"
+        return "/" in python and any(Path(python).absolute().parent.parent.glob(pattern))
 
     def sglang_args_source(self, python: str) -> tuple[str, str] | None:
         """Find the SGLang of an interpreter's environment by its files; nothing of it is run."""

@@ -21,6 +21,9 @@ from infer_dev_entry.rundir import default_run_dir, read_fleet_id, write_private
 from infer_dev_entry.settings import parse_settings
 from infer_dev_entry.spec import Plan, render_plan
 
+# Run by the interpreter of an installed environment, which does not have this package.
+ENGINE_LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "llama_server", "launch.py")
+
 
 def make_plan(environ: Mapping[str, str], config_path: str = "", *, run_dir: str = "", fleet_id: str = "") -> Plan:
     """Resolve and check the config (`config_path`, else the settings') against this machine.
@@ -45,6 +48,7 @@ def make_plan(environ: Mapping[str, str], config_path: str = "", *, run_dir: str
         project_dir=settings.project_dir,
         python=settings.python,
         engine_python=sys.executable,
+        engine_launcher=ENGINE_LAUNCHER,
         run_dir=run_dir,
         tmp_dir=instance_tmp_dir(environ, fleet_id),
         model_download=settings.model_download_on_boot,

@@ -14,7 +14,7 @@ from infer_dev_entry.config import Host, NoHost, ResolveOptions, resolve
 from infer_dev_entry.config.instances import masked_environment
 from infer_dev_entry.errors import ConfigError, SettingsError
 from infer_dev_entry.host import LiveHost, expand_path, read_config
-from infer_dev_entry.planner import instance_tmp_dir
+from infer_dev_entry.planner import ENGINE_LAUNCHER, instance_tmp_dir
 from infer_dev_entry.rundir import default_run_dir, read_text
 from infer_dev_entry.settings import PREFIX, Settings, parse_settings
 from infer_dev_entry.spec import Plan, ServerSpec
@@ -106,6 +106,7 @@ def _resolve(args: argparse.Namespace, settings: Settings, environ: Mapping[str,
         project_dir=settings.project_dir,
         python=settings.python,
         engine_python=sys.executable,
+        engine_launcher=ENGINE_LAUNCHER,
         run_dir=run_dir,
         tmp_dir=instance_tmp_dir(environ, _fleet_id(environ)),
         model_download=settings.model_download_on_boot,

@@ -42,6 +42,9 @@ class Host(Protocol):
     def package_problem(self, name: str, /) -> str | None:
         """Why a Python distribution cannot be imported by our own interpreter."""
 
+    def environment_has(self, python: str, name: str, /) -> bool:
+        """Whether the environment that an interpreter's path lies in holds a distribution."""
+
     def sglang_args_source(self, python: str, /) -> tuple[str, str] | None:
         """The version of the SGLang that this interpreter would import, and the text of the modules with its flags."""
 
@@ -69,6 +72,10 @@ class NoHost:
         return None
 
     log_dir_problem = program_problem = package_problem = model_problem
+
+    def environment_has(self, _python: str, _name: str, /) -> bool:
+        """False: not looked at."""
+        return False
 
     def sglang_args_source(self, _python: str, /) -> tuple[str, str] | None:
         """None: not looked at."""

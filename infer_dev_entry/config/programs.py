@@ -15,21 +15,25 @@ from infer_dev_entry.config.installed import installed_catalogue
 from infer_dev_entry.config.instances import Instance, Master
 
 LLAMA_PACKAGE = "xllamacpp"
-LLAMA_MEND = "pip install 'infer-dev-entry[cpu]', or give control.binary a llama-server"
+LLAMA_MEND = (
+    "install a bundle that has it, or pip install 'infer-dev-entry[cpu]', or give control.binary a llama-server"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolveOptions:
     """What the environment adds to a config. Empty strings mean "not given".
 
-    `python` is `AUTO_INFER_SGLANG_PYTHON`; `engine_python` is infer-dev's own interpreter, which runs engine llama_cpp;
-    a server's temporary directory is `<tmp_dir>/<name>`; its private files are in `<run_dir>/config`.
+    `python` is `AUTO_INFER_SGLANG_PYTHON`; `engine_python` is infer-dev's own interpreter, which runs engine llama_cpp
+    when the installed environment has no llama.cpp; `engine_launcher` is a file that other interpreters run it by.
+    A server's temporary directory is `<tmp_dir>/<name>`; its private files are in `<run_dir>/config`.
     """
 
     overrides: str = ""
     project_dir: str
     python: str = ""
     engine_python: str
+    engine_launcher: str = ""
     run_dir: str
     tmp_dir: str
     model_download: bool = False
@@ -105,7 +109,7 @@ class Preparer:
             instance=instance,
             flags=flags,
             arguments=arguments,
-            program=(binary,) if binary else (interpreter, "-m", self._module(instance)),
+            program=(binary,) if binary else self._program(instance, interpreter),
             log_dir=log_dir,
             log_file=self._log_file(instance.control.log_file, log_dir),
         )
@@ -129,13 +133,28 @@ class Preparer:
         if own:
             return self._host.expand(own), instance.origin("python_path")
         if instance.profile.name == "llama_cpp":
-            return self._options.engine_python, instance.path
+            return self._llama_interpreter(), instance.path
         if self._options.python:
             return self._options.python, instance.path
         if self._master.python_path:
             return self._host.expand(self._master.python_path), ("master", "python_path")
+        return self._installed_python(), instance.path
+
+    def _installed_python(self) -> str:
         project_dir = self._host.expand(self._master.project_dir or self._options.project_dir)
-        return f"{project_dir.rstrip('/')}/env/bin/python", instance.path
+        return f"{project_dir.rstrip('/')}/env/bin/python"
+
+    def _llama_interpreter(self) -> str:
+        """The installed environment's when it has llama.cpp, else our own."""
+        installed = self._installed_python()
+        return installed if self._host.environment_has(installed, LLAMA_PACKAGE) else self._options.engine_python
+
+    def _program(self, instance: Instance, interpreter: str) -> tuple[str, ...]:
+        """The first words of the command. An interpreter that lacks our package runs the engine by its file."""
+        launcher = self._options.engine_launcher
+        if instance.profile.name == "llama_cpp" and launcher and interpreter != self._options.engine_python:
+            return (interpreter, launcher)
+        return (interpreter, "-m", self._module(instance))
 
     def _interpreter_mend(self, instance: Instance) -> str:
         if instance.control.python_path or instance.profile.name == "llama_cpp":
@@ -160,13 +179,19 @@ class Preparer:
         return sglang_flags(catalogue, installed=True) if catalogue else packaged_flags("sglang")
 
     def _check_packages(self, instance: Instance, arguments: Arguments, interpreter: str) -> None:
-        if instance.profile.name != "llama_cpp" or interpreter != self._options.engine_python:
+        if instance.profile.name != "llama_cpp":
             return
-        self._checker.check_package(LLAMA_PACKAGE, instance.path, LLAMA_MEND)
         words = arguments.words.get("model-package", ())
-        if words:
-            path = arguments.origin("model-package", instance)
-            self._checker.check_package(words[-1], path, f"pip install {words[-1]}")
+        path = arguments.origin("model-package", instance)
+        if interpreter == self._options.engine_python:
+            self._checker.check_package(LLAMA_PACKAGE, instance.path, LLAMA_MEND)
+            if words:
+                self._checker.check_package(words[-1], path, f"pip install {words[-1]}")
+            return
+        installed = interpreter == self._installed_python()
+        if words and installed and not self._host.environment_has(interpreter, words[-1]):
+            fault = f"is {words[-1]!r}, which the installed environment lacks"
+            self._faults.add(path, fault, "build the bundle with it")
 
     def _log_file(self, given: str, log_dir: str) -> str:
         if not given:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -405,3 +406,19 @@ def test_two_servers_at_once_from_an_empty_cache_serve(start: Callable[..., Runn
         server.wait_ready()
     assert models_in(cache) == [".gguf", ".gguf.json", ".gguf.lock"]
     assert sum("assembling" in server.out.read_text() for server in servers) == 1
+
+
+def test_launcher_file_runs_under_an_interpreter_that_lacks_this_package(tmp_path: Path) -> None:
+    # -I and -S hide our packages; the copy lies where nothing else of ours can be imported.
+    package = tmp_path / "infer_dev_entry"
+    shutil.copytree(ROOT / "infer_dev_entry", package, ignore=shutil.ignore_patterns("__pycache__"))
+    launcher = (sys.executable, "-I", "-S", str(package / "llama_server" / "launch.py"))
+    run = subprocess.run([*launcher, "--help"], capture_output=True, text=True, timeout=30, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "--model-package" in run.stdout
+    # Without site-packages there is no llama.cpp either: one line of our own says so.
+    command = [*launcher, "--model", "/nowhere.gguf", "--port", str(free_port())]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert run.returncode != 0
+    assert run.stderr.startswith("error: ")
+    assert "Traceback" not in run.stderr

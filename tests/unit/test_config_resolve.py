@@ -198,6 +198,38 @@ def test_llama_server_has_metrics_unless_told_otherwise() -> None:
     assert one(server("", "llama_cpp")).argv[:3] == ("/own/python", "-m", "infer_dev_entry.llama_server")
 
 
+class BundleHost(FakeHost):
+    """A host whose installed environment, under /p, holds these distributions."""
+
+    def __init__(self, *packages: str) -> None:
+        super().__init__()
+        self.packages = packages
+
+    def environment_has(self, python: str, name: str, /) -> bool:
+        return python == "/p/env/bin/python" and name in self.packages
+
+
+def test_llama_server_runs_in_the_installed_environment_that_has_llama_cpp() -> None:
+    argv = one(server("", "llama_cpp"), BundleHost("xllamacpp"), engine_launcher="/own/launch.py").argv
+    assert argv[:2] == ("/p/env/bin/python", "/own/launch.py")
+    argv = one(server("", "llama_cpp"), BundleHost(), engine_launcher="/own/launch.py").argv
+    assert argv[:3] == ("/own/python", "-m", "infer_dev_entry.llama_server")
+
+
+def test_llama_server_of_a_named_interpreter_is_run_by_its_file() -> None:
+    text = server("", "llama_cpp").replace("control]\n", 'control]\npython_path = "/other/python"\n')
+    argv = one(text, BundleHost("xllamacpp"), engine_launcher="/own/launch.py").argv
+    assert argv[:2] == ("/other/python", "/own/launch.py")
+
+
+def test_llama_model_package_must_be_in_the_installed_environment_too() -> None:
+    text = '[instance.a.control]\nengine = "llama_cpp"\n[instance.a.server]\nmodel_package = "tiny"\n'
+    assert one(text, BundleHost("xllamacpp", "tiny")).name == "a"
+    (fault,) = faults_of(text, BundleHost("xllamacpp"))
+    assert "instance.a.server.model_package" in fault
+    assert "the installed environment lacks" in fault
+
+
 def test_llama_binary_that_knows_no_such_word_is_not_told_no_metrics() -> None:
     text = server("metrics = false", "llama_cpp").replace("control]\n", 'control]\nbinary = "/llama-server"\n')
     assert one(text).argv == ("/llama-server", "--model", "/m.gguf", "--host", "127.0.0.1", "--port", "30000")

@@ -152,3 +152,15 @@ def test_sglang_of_an_environment_is_found_by_its_files(tmp_path: Path) -> None:
     (packages / "sglang" / "srt" / "server_args.py").write_text("x = 1")
     assert LiveHost().sglang_args_source(python) == ("0.5.7", "x = 1")
     assert LiveHost().sglang_args_source("python3") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("xllamacpp", True), ("A-Model.package", True), ("a-model", False), ("*", False)]
+)
+def test_live_host_finds_a_distribution_of_an_environment_by_its_files(
+    tmp_path: Path, name: str, expected: bool
+) -> None:
+    for folder in ("xllamacpp-1.0.dist-info", "a_model_package-2.dist-info", "xllamacpp"):
+        (tmp_path / "lib/python3.12/site-packages" / folder).mkdir(parents=True)
+    assert LiveHost().environment_has(f"{tmp_path}/bin/python", name) is expected
+    assert LiveHost().environment_has("python", name) is False
