@@ -4,7 +4,7 @@ SHELL := /bin/sh
 PY := .venv/bin/python
 INPUTS := pyproject.toml uv.lock tools/bootstrap.sh
 
-.PHONY: help run test check unit integration model bench schema clean
+.PHONY: help run test check unit integration e2e image bench schema clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ unit: .venv/.ready ## unit tests alone
 
 integration: .venv/.ready ## real supervisord, namespaces, the real model
 	$(PY) -m pytest tests/integration
+
+e2e: .venv/.ready ## the image under a real Docker Engine with Compose; brings one up where none answers (Debian, root)
+	@tools/e2e.sh
+
+image: ## build the image infer-dev:latest and say what each part weighs (BASE_IMAGE=… chooses the base)
+	@docker/build-image.sh
 
 bench: .venv/.ready ## print the ratios of docs/benchmarks.md against peers in the same run
 	$(PY) -m benchmarks
