@@ -34,7 +34,13 @@ def main() -> int:
         return run_entry(command, os.environ, mask, keeper=keeper)
     from infer_dev_entry.cli import main as run_cli
 
-    return run_cli(argv, os.environ)
+    code = run_cli(argv, os.environ)
+    if "rattler" in sys.modules:
+        # Its threads have been seen to crash in the interpreter's end: a finished install would exit with 139.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -10,14 +10,18 @@ import hashlib
 import os
 import posixpath
 import shutil
+from collections.abc import Callable
 
 from infer_dev_entry.bundle.contents import Contents, render_name
+from infer_dev_entry.bundle.hashing import BackgroundHash
 from infer_dev_entry.bundle.tar import DIRECTORY, FILE, HARD_LINK, ChunkReader, Member, read_members
 from infer_dev_entry.errors import BundleError, InstallError
 
 PIECE_BYTES = 1 << 20
 # Below that, a full disk shows in the write itself.
 _CHECKED_BYTES = 1 << 20
+# To hand a piece to another thread costs about as much as to hash so many bytes.
+_HASHED_HERE_BYTES = 64 * 1024
 
 
 class Extractor:
@@ -41,6 +45,7 @@ class Extractor:
             raise self._failed(error) from error
         try:
             self._require_space(about_bytes)
+            self._hash = BackgroundHash("member-sha256")
         except BaseException:
             os.close(self._root)
             raise
@@ -49,6 +54,7 @@ class Extractor:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self._hash.abandon()
         os.close(self._root)
 
     def extract(self, reader: ChunkReader) -> None:
@@ -61,6 +67,7 @@ class Extractor:
         try:
             for member in read_members(reader):
                 self._extract_member(member, reader)
+            self._take_digests()
             for path, file in self._contents.links():
                 self._make_link(path, file)
         except OSError as error:
@@ -92,10 +99,25 @@ class Extractor:
         # Modes are ours: no setuid, nothing that others can write, nothing that its owner cannot read.
         fd = self._create(path, 0o755 if member.executable else 0o644)
         try:
-            self.digests[path] = _copy_data(reader, fd, member)
+            self._copy_data(path, fd, member, reader)
             self.sizes[path] = member.size
         finally:
             os.close(fd)
+
+    def _copy_data(self, path: str, fd: int, member: Member, reader: ChunkReader) -> None:
+        """Copy a member's data into `fd`; its digest is there at once, or comes with `_take_digests`."""
+        if member.size < _HASHED_HERE_BYTES:
+            sha256 = hashlib.sha256()
+            _copy_pieces(reader, fd, member, sha256.update)
+            self.digests[path] = sha256.hexdigest()
+        else:
+            self.digests[path] = ""  # its place in the order
+            _copy_pieces(reader, fd, member, self._hash.update)
+            self._hash.end(path)
+
+    def _take_digests(self) -> None:
+        found = self._hash.finish()
+        self.digests = {path: digest or found[path] for path, digest in self.digests.items()}
 
     def _create(self, path: str, mode: int) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -140,19 +162,16 @@ class Extractor:
         )
 
 
-def _copy_data(reader: ChunkReader, fd: int, member: Member) -> str:
-    """Copy a member's data into `fd` and return its sha256."""
-    sha256 = hashlib.sha256()
+def _copy_pieces(reader: ChunkReader, fd: int, member: Member, hash_piece: Callable[[memoryview], None]) -> None:
     left = member.size
     while left:
         piece = reader.read_some(min(left, PIECE_BYTES))
         if not piece:
             raise BundleError(f"it is truncated within its member {render_name(member.name)}; copy it anew")
         left -= len(piece)
-        sha256.update(piece)
+        hash_piece(piece)
         while piece:
             piece = piece[os.write(fd, piece) :]
-    return sha256.hexdigest()
 
 
 def _gigabytes(size: int) -> str:

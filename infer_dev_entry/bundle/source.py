@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import queue
 import stat
-import threading
 from collections.abc import Callable, Iterator
 
 from infer_dev_entry.bundle.decode import CHUNK_BYTES, DECODERS, TAR, detect_container
+from infer_dev_entry.bundle.hashing import BackgroundHash
 from infer_dev_entry.bundle.tar import ChunkReader
 from infer_dev_entry.errors import BundleError
 
@@ -18,7 +16,7 @@ from infer_dev_entry.errors import BundleError
 MAX_RATIO = 200
 MIN_BOMB_BYTES = 10 * 1000**3
 _QUICK_CHUNK_BYTES = 64 * 1024
-_QUEUED_CHUNKS = 4
+_DIGEST = "archive"
 
 
 class Source:
@@ -41,14 +39,14 @@ class Source:
         except BaseException:
             os.close(self._fd)
             raise
-        self._digest = _BackgroundHash() if hashing else None
+        self._digest = BackgroundHash("bundle-sha256") if hashing else None
 
     def __enter__(self) -> Source:
         return self
 
     def __exit__(self, *_error: object) -> None:
         if self._digest is not None:
-            self._digest.close()
+            self._digest.abandon()
         os.close(self._fd)
 
     def open_tar(self) -> ChunkReader:
@@ -76,7 +74,10 @@ class Source:
         unread = self._digest is not None and self._read_bytes != self.size_bytes
         if unread or any(_identity(found) != _identity(self._before) for found in after):
             raise BundleError("it changed while it was read; wait until it is copied completely, then try again")
-        return self._digest.finish() if self._digest is not None else ""
+        if self._digest is None:
+            return ""
+        self._digest.end(_DIGEST)
+        return self._digest.finish()[_DIGEST]
 
     def _read_chunks(self, size: int) -> Iterator[bytes]:
         while chunk := self._read(size):
@@ -106,34 +107,6 @@ class Source:
                     "get it anew from where it was built"
                 )
             yield chunk
-
-
-class _BackgroundHash:
-    """Computes a sha256 in a thread of its own, beside the writing of what was read; hashlib releases the lock."""
-
-    def __init__(self) -> None:
-        self._sha256 = hashlib.sha256()
-        self._chunks: queue.Queue[bytes] = queue.Queue(maxsize=_QUEUED_CHUNKS)
-        self._thread = threading.Thread(target=self._run, name="bundle-sha256", daemon=True)
-        self._closed = False
-        self._thread.start()
-
-    def update(self, chunk: bytes) -> None:
-        self._chunks.put(chunk)
-
-    def finish(self) -> str:
-        self.close()
-        return self._sha256.hexdigest()
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._chunks.put(b"")
-            self._thread.join()
-
-    def _run(self) -> None:
-        while chunk := self._chunks.get():
-            self._sha256.update(chunk)
 
 
 def _open_file(path: str) -> int:

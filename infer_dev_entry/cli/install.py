@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print(f"infer-dev install: ended by {stop}; what was in use still is", file=sys.stderr)
         return stop.exit_code
     print(_render_json(installed, request.project_dir) if args.json else _render_text(installed, request.project_dir))
+    gc.freeze()  # else the interpreter looks for garbage among all that was imported once more, for 40 ms
     return 0
 
 

@@ -141,4 +141,8 @@ def _make_project_dir(path: str, uid: int, gid: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    # All is written. The interpreter's end takes 40 ms more, and py-rattler's threads have been seen to crash in it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

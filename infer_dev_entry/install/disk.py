@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import sys
 import time
-import zipfile
 
 from infer_dev_entry.bundle.model import UnpackedBundle
 from infer_dev_entry.errors import InstallError
 from infer_dev_entry.install.model import Progress
+from infer_dev_entry.install.wheel_size import read_installed_bytes
 
 SYNC_TIMEOUT_S = 1800.0
 
@@ -19,8 +19,11 @@ SYNC_TIMEOUT_S = 1800.0
 # environment is no smaller than its packages. Measured wheels and conda packages of a CUDA stack are 3.4 times theirs.
 _SURE_FACTOR = 0.75
 _CONDA_FACTOR = 3.4
-_BLOCK = 4096
 _RESERVE_BYTES = 16 * 1024 * 1024
+
+# What lies there is gone with the machine, however often it is synced.
+_IN_MEMORY = ("tmpfs", "ramfs")
+_MOUNTS = "/proc/self/mountinfo"
 
 # A program of its own, as a sync may sit in the kernel for minutes, where no signal reaches it: whoever is told to end
 # leaves it behind, and it does no harm. syncfs(2), as sync(2) would wait for every other container's writes too.
@@ -68,9 +71,8 @@ def _check_room(need: int, folder: str) -> None:
 
 def _wheel_bytes(path: str) -> int:
     try:
-        with zipfile.ZipFile(path) as wheel:
-            return sum(-(-item.file_size // _BLOCK) * _BLOCK for item in wheel.infolist())
-    except (OSError, zipfile.BadZipFile):
+        return read_installed_bytes(path)
+    except (OSError, ValueError):
         return _file_bytes(path)  # the backend will say what is wrong with it
 
 
@@ -85,16 +87,38 @@ def _shown(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
+def lies_in_memory(folder: str) -> bool:
+    """Say whether the filesystem of that folder surely has no disk below it; an unknown one may have."""
+    device = os.stat(folder).st_dev
+    try:
+        with open(_MOUNTS, encoding="utf-8", errors="replace") as file:
+            return find_filesystem(file.read(), f"{os.major(device)}:{os.minor(device)}") in _IN_MEMORY
+    except OSError:
+        return False
+
+
+def find_filesystem(mountinfo: str, device: str) -> str:
+    """Return the type of the filesystem with that number (`0:42`) in the text of /proc/<pid>/mountinfo; "" if none."""
+    for line in mountinfo.splitlines():
+        mount, _, filesystem = line.partition(" - ")
+        if mount.split(" ")[2:3] == [device]:
+            return filesystem.partition(" ")[0]
+    return ""
+
+
 class Sync:
-    """Writes the filesystem of a folder to its disk, beside other work."""
+    """Writes the filesystem of a folder to its disk, beside other work; of one in memory there is nothing to write."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._child: subprocess.Popen[str] | None = None
+        self._needed = not lies_in_memory(folder)
         self.start()
 
     def start(self) -> None:
         """Begin; what is written from now on may or may not be included."""
+        if not self._needed:
+            return
         self._child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _SYNC, self._folder],
             stdin=subprocess.DEVNULL,
@@ -110,6 +134,8 @@ class Sync:
         Raises:
             InstallError: the disk failed, or does not take it.
         """
+        if not self._needed:
+            return
         self._wait(progress)
         self.start()  # the first run has done most of it; this one takes what came after it had begun
         self._wait(progress)

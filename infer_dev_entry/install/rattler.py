@@ -57,8 +57,8 @@ class RattlerBackend:
     def install(self, bundle: UnpackedBundle, prefix: str, request: InstallRequest, progress: Progress) -> None:
         """Install into `prefix`; see `Backend.install`.
 
-        Files are hardlinked from a cache beside the environments that starts empty and is deleted at the end: a cache
-        that stayed would share its inodes with the environment, and hand an edited file on to the next install.
+        Files are hardlinked from a cache beside the environments that starts empty and is left in staging, to be
+        deleted: one that stayed would share its inodes with the environment, and hand an edited file on to the next.
 
         Raises:
             InstallError: the prefix or the bundle will not do, or rattler or uv failed.
@@ -71,13 +71,13 @@ class RattlerBackend:
         store.remove(cache_dir)
         _link_packages(records, prefix, cache_dir, progress)
         _note_link_scripts(records, prefix, progress)
-        store.remove(cache_dir)
-        if bundle.info.wheels:
-            if not all(wheel.sha256 for wheel in bundle.info.wheels):
-                progress.note(
-                    "the bundle records no hashes of its wheels; they are held to those of the files as unpacked"
-                )
-            install_wheels(bundle, python=f"{prefix}/bin/python", project_dir=request.project_dir, progress=progress)
+        if not bundle.info.wheels:
+            store.discard(cache_dir)
+            return
+        store.remove(cache_dir)  # at once: where it could not be linked from, it takes the room of the wheels
+        if not all(wheel.sha256 for wheel in bundle.info.wheels):
+            progress.note("the bundle records no hashes of its wheels; they are held to those of the files as unpacked")
+        install_wheels(bundle, python=f"{prefix}/bin/python", project_dir=request.project_dir, progress=progress)
 
     def activation(self, prefix: str) -> Variables:
         """Return what activation sets: rattler's script, which calls the packages' own, is run once, here.

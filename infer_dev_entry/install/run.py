@@ -30,6 +30,7 @@ from infer_dev_entry.install.marker import (
 )
 from infer_dev_entry.install.model import InstalledEnv, InstallRequest, Progress
 from infer_dev_entry.install.records import write_complete
+from infer_dev_entry.install.settle import Settling
 from infer_dev_entry.install.store import Store, explain_os_error
 from infer_dev_entry.install.switch import put_in_use
 from infer_dev_entry.install.verify import Verified, verify_env
@@ -116,12 +117,11 @@ def _make_env(
         prefix = store.prefix(name)
         with _cleaned_up(store, prefix, store.cache_dir):
             backend.install(bundle, prefix, request, progress)
-            store.remove(staging)  # before the disk is asked to take it all
-            sync = Sync(store.envs_dir)
-            activation = merge_activation(backend.activation(prefix), bundle.info.activation, prefix)
-            verified = _verify(request, prefix, bundle, activation, environ, progress)
-            progress.stage("write to disk")
-            sync.finish(progress)
+            with Settling(store, lambda: Sync(store.envs_dir)) as settling:
+                activation = merge_activation(backend.activation(prefix), bundle.info.activation, prefix)
+                verified = _verify(request, prefix, bundle, activation, environ, progress)
+                progress.stage("write to disk")
+                settling.finish(progress)
             seconds = time.monotonic() - began
             record = EnvRecord(
                 prefix=prefix,

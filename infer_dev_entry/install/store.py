@@ -138,17 +138,35 @@ class Store:
         """
         if not os.path.lexists(path):
             return
-        doomed = path
-        if os.path.dirname(path) != self.staging_dir:
-            doomed = f"{self.staging_dir}/gone-{os.urandom(6).hex()}"
-            with _explained(f"cannot delete {path}"):
-                os.makedirs(self.staging_dir, exist_ok=True)
-                os.rename(path, doomed)
+        doomed = path if os.path.dirname(path) == self.staging_dir else self.discard(path)
         with _explained(f"cannot delete {path}"):
             if os.path.islink(doomed) or not os.path.isdir(doomed):
                 os.unlink(doomed)
             else:
                 _remove_tree(doomed)
+
+    def discard(self, path: str) -> str:
+        """Move a file or tree to staging, for `sweep` or the next install to delete, and return where it is now.
+
+        Raises:
+            InstallError: it cannot be moved.
+        """
+        doomed = f"{self.staging_dir}/gone-{os.urandom(6).hex()}"
+        with _explained(f"cannot delete {path}"):
+            os.makedirs(self.staging_dir, exist_ok=True)
+            os.rename(path, doomed)
+        return doomed
+
+    def sweep(self) -> None:
+        """Delete all that lies in staging.
+
+        Raises:
+            InstallError: something cannot be deleted.
+        """
+        with _explained(f"cannot read {self.staging_dir}"):
+            doomed = [entry.path for entry in os.scandir(self.staging_dir)]
+        for path in doomed:
+            self.remove(path)
 
     def prune(self, keep: set[str]) -> tuple[str, ...]:
         """Delete every environment but those named, and return the names of the deleted."""

@@ -37,7 +37,7 @@ def install_wheels(bundle: UnpackedBundle, *, python: str, project_dir: str, pro
     """Install every wheel of the bundle, and nothing else, into the environment of the interpreter `python`.
 
     uv links files out of its cache. What a crash left there may lack its data, and serves no later install either, as
-    uv finds wheels by path: so each install has a fresh one, which is deleted at the end.
+    uv finds wheels by path: so each install has a fresh one, which is left in staging, to be deleted.
 
     Raises:
         InstallError: uv is missing or failed. The environment is then unusable: the next run of uv would not notice a
@@ -60,7 +60,7 @@ def install_wheels(bundle: UnpackedBundle, *, python: str, project_dir: str, pro
     result = run_tool(argv, env=render_uv_environment(cache), timeout_s=INSTALL_TIMEOUT_S, on_tick=ticks)
     if result.returncode != 0:
         raise InstallError(f"cannot install the wheels of the bundle: {explain_uv(result)}")
-    store.remove(cache)
+    store.discard(cache)
 
 
 def render_requirements(bundle: UnpackedBundle) -> str:

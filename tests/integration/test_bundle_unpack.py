@@ -64,6 +64,26 @@ def test_unpack_every_container_gives_the_same_bundle(tmp_path: Path, kind: str,
     assert replace(bundle, root="", digest="", size_bytes=0) == replace(in_place, root="", digest="", size_bytes=0)
 
 
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_unpack_members_of_every_size_have_their_own_digests(tmp_path: Path, kind: str) -> None:
+    """Small ones are hashed where they are written, large ones in another thread, in pieces."""
+    sizes = (0, 1, 511, 65_535, 65_536, 65_537, 1 << 20, (1 << 20) + 1, 3_000_000, 7)
+    files = pixi_files(**{f"pypi/size{size}-1-py3-none-any.whl": os.urandom(size) for size in sizes})
+    (tmp_path / "b").write_bytes(CONTAINERS[kind](tar_of(files)))
+    bundle = unpack(tmp_path / "b", tmp_path / "out")
+    assert dict(bundle.files) == {path: sha256_of(content) for path, content in files.items()}
+
+
+def test_unpack_link_to_a_large_member_has_its_digest(tmp_path: Path) -> None:
+    data = os.urandom(200_000)
+    large = member("pypi/a-1-py3-none-any.whl", data=data)
+    link = member("pypi/b-1-py3-none-any.whl", tarfile.SYMTYPE, linkname="a-1-py3-none-any.whl")
+    rest = [member(path, data=content) for path, content in pixi_files().items()]
+    (tmp_path / "b.tar").write_bytes(tar_of_members([link, large, *rest]))
+    found = dict(unpack(tmp_path / "b.tar", tmp_path / "out").files)
+    assert found["pypi/a-1-py3-none-any.whl"] == found["pypi/b-1-py3-none-any.whl"] == sha256_of(data)
+
+
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
 def test_unpack_prefixed_names_give_the_same_bundle(tmp_path: Path, tar_format: int) -> None:
     files = wheels_files()
@@ -404,7 +424,7 @@ def test_unpack_interrupt_leaves_the_target_to_the_caller_and_no_thread(tmp_path
     with pytest.raises(KeyboardInterrupt):
         unpack_bundle(str(tmp_path / "b"), str(tmp_path / "out"), progress=InterruptingProgress())
     assert sorted(os.listdir(tmp_path)) == (["b"] if kind == "directory" else ["b", "out"])
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("bundle-sha256")]
+    assert not [thread.name for thread in threading.enumerate() if thread.name.endswith("-sha256")]
 
 
 @pytest.mark.skipif(not can_mount(), reason="needs a mount namespace: unshare -rm is refused here")

@@ -29,6 +29,7 @@ from infer_dev_entry.errors import BundleError, InstallError
 from infer_dev_entry.install.model import InstallRequest
 from infer_dev_entry.install.rattler import RattlerBackend
 from infer_dev_entry.install.run import install
+from infer_dev_entry.install.store import Store
 from infer_dev_entry.install.uv import find_uv
 
 DRIVER = Path(make.__file__)
@@ -193,6 +194,7 @@ def test_rattler_environment_is_one_to_conda(installed: Installed) -> None:
 def test_rattler_cache_is_gone_and_shares_no_file(installed: Installed) -> None:
     cache = installed.project_dir / ".cache"
     assert list(cache.iterdir()) == []
+    Store(str(installed.project_dir)).sweep()  # as the installer does while the environment is verified
     linked = [path for path in installed.prefix.rglob("*") if path.is_file() and path.stat().st_nlink > 1]
     assert linked == []
 
@@ -228,6 +230,7 @@ def test_rattler_bundle_in_a_tar_is_installed_by_the_installer(tmp_path: Path, p
     assert env.versions["python"] == make.PYTHON_VERSION
     assert dict(env.activation)["NATIVE_HOME"] == f"{env.prefix}/share"
     assert output(f"{env.link}/bin/sayhello") == "hello from noarch"
+    assert os.listdir(tmp_path / "project/.staging") == []
     assert not install(request, make.QuietProgress(), {}).was_installed
 
 

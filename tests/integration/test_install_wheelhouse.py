@@ -19,6 +19,8 @@ from wait import wait_until
 
 from infer_dev_entry.errors import BundleError, InstallError
 from infer_dev_entry.install.marker import make_request, read_fast
+from infer_dev_entry.install.store import Store
+from infer_dev_entry.install.wheelhouse import _make_own_venv, _make_venv
 from infer_dev_entry.settings import parse_settings
 
 NOBODY = 65534
@@ -58,6 +60,22 @@ def test_fresh_install_serves_and_the_marker_says_how(work: Workspace, bundles: 
     assert activation["A"] == f"{installed['prefix']}/a"
     assert activation["PATH"].startswith(f"{installed['prefix']}/bin:")
     assert work.marker()["seconds"] > 0 and (work.project / "env").readlink() == Path(f"envs/{work.names()[0]}")
+
+
+def test_venv_of_another_python_is_made_by_uv_and_works(work: Workspace) -> None:
+    prefix, store = str(work.project / "envs/one"), Store(str(work.project))
+    store.prepare()
+    _make_venv(prefix, sys.executable, store)  # a Python by its path, as one of another version would be
+    told = subprocess.run(
+        [f"{prefix}/bin/python", "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == prefix
+    assert os.listdir(store.cache_dir) == []
+
+
+def test_venv_that_cannot_be_made_is_told() -> None:
+    with pytest.raises(InstallError, match="cannot make a venv at /dev/null/env: Not a directory; check"):
+        _make_own_venv("/dev/null/env")
 
 
 def test_second_boot_reads_the_marker_alone(work: Workspace, bundles: dict[str, Path]) -> None:

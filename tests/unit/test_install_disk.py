@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import subprocess
 import zipfile
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from install_fakes import make_unpacked
+from install_fakes import FakeProgress, make_unpacked
 
 from infer_dev_entry.errors import InstallError
-from infer_dev_entry.install.disk import check_first_room, check_room
+from infer_dev_entry.install import disk
+from infer_dev_entry.install.disk import Sync, check_first_room, check_room, find_filesystem
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -52,3 +55,50 @@ def test_broken_or_missing_wheel_is_left_to_the_backend(tmp_path: Path, monkeypa
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels" / "a-1-py3-none-any.whl").write_text("no zip")
     check_room(make_unpacked(str(tmp_path)), "/w")
+
+
+MOUNTS = """\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
+30 22 0:26 / /dev/shm rw,nosuid shared:5 master:2 - tmpfs tmpfs rw,size=1g
+31 22 0:27 /sub\\040folder /mnt rw - fuse.sshfs user@host:/tmpfs rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("device", "filesystem"), [("254:0", "ext4"), ("0:26", "tmpfs"), ("0:27", "fuse.sshfs"), ("0:2", ""), ("22", "")]
+)
+def test_filesystem_is_found_by_its_number(device: str, filesystem: str) -> None:
+    assert find_filesystem(MOUNTS, device) == filesystem
+
+
+class Recorder:
+    """Stands in for the processes that sync."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.returncode = 0
+        self.stderr = io.StringIO()
+
+    def __call__(self, *_args: object, **_options: object) -> Recorder:
+        self.count += 1
+        self.stderr = io.StringIO()
+        return self
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+@pytest.mark.parametrize(("filesystem", "syncs"), [("tmpfs", 0), ("ramfs", 0), ("ext4", 2), ("overlay", 2), ("", 2)])
+def test_sync_is_spared_in_memory_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filesystem: str, syncs: int
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(subprocess, "Popen", recorder)
+    monkeypatch.setattr(disk, "find_filesystem", lambda mountinfo, device: filesystem)
+    Sync(str(tmp_path)).finish(FakeProgress())
+    assert recorder.count == syncs
+
+
+def test_sync_without_a_list_of_mounts_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "_MOUNTS", str(tmp_path / "none"))
+    assert not disk.lies_in_memory(str(tmp_path))

@@ -151,3 +151,24 @@ def test_legacy_name_has_the_digest() -> None:
 )
 def test_refused_write_names_a_mend(number: int, mend: str) -> None:
     assert mend in explain_os_error(OSError(number, os.strerror(number), "/x"))
+
+
+def test_discard_leaves_it_to_the_sweep(store: Store) -> None:
+    add_env(store, "a")
+    doomed = store.discard(store.prefix("a"))
+    assert os.path.dirname(doomed) == store.staging_dir and os.listdir(store.envs_dir) == []
+    assert (Path(doomed) / "bin/python").exists()
+    store.sweep()
+    assert os.listdir(store.staging_dir) == []
+
+
+def test_discard_of_a_missing_path_is_told(store: Store) -> None:
+    with pytest.raises(InstallError, match="cannot delete"):
+        store.discard(store.prefix("no-such"))
+
+
+def test_sweep_never_follows_a_link(store: Store, tmp_path: Path) -> None:
+    kept = make_env(tmp_path / "kept")
+    os.symlink(kept, f"{store.staging_dir}/link")
+    store.sweep()
+    assert (kept / "bin/python").exists() and os.listdir(store.staging_dir) == []
