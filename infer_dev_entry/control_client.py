@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -44,13 +45,21 @@ def _exchange(path: str, request: bytes, timeout_s: float) -> dict[str, Any]:
     except TimeoutError as error:
         raise NotRunningError(f"no answer from infer-dev entry on {path} in {timeout_s:g} s; is it stopped?") from error
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise NotRunningError(
-            f"no fleet is running (nobody listens on {path}); start one with: infer-dev serve CONFIG.toml"
-        ) from error
+        raise NotRunningError(f"no fleet is running (nobody listens on {path}); {_find_mend(path)}") from error
     except PermissionError as error:
         raise NotRunningError(f"cannot reach {path}: permission denied; run as root or as the servers' user") from error
     except (OSError, ValueError) as error:
         raise NotRunningError(f"cannot talk to infer-dev entry on {path}: {error}") from error
+
+
+def _find_mend(path: str) -> str:
+    """Say how to get a fleet; an entry that could make no socket has told its log alone why."""
+    folder = os.path.dirname(path)
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if os.access(folder, os.W_OK | os.X_OK):
+        return "start one with: infer-dev serve CONFIG.toml"
+    return f"{folder} cannot be written: set INFER_DEV_RUN_DIR to a writable directory or mount a tmpfs there"
 
 
 def is_running(environ: Mapping[str, str]) -> bool:

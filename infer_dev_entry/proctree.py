@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from infer_dev_entry.procaccess import read_as_owner
 from infer_dev_entry.settings import MARK_VARIABLE
 
 _PROC = Path("/proc")
@@ -96,7 +97,8 @@ def find_marked(processes: Iterable[int], prefix: str) -> set[int]:
     found = set()
     for pid in processes:
         with contextlib.suppress(OSError):
-            variables = (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+            process = _PROC / str(pid)
+            variables = read_as_owner(process, (process / "environ").read_bytes).split(b"\0")
             if any(item == needle or (needle.endswith(b"/") and item.startswith(needle)) for item in variables):
                 found.add(pid)
     return found

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Mapping
 
 from infer_dev_entry.errors import RunDirError
-from infer_dev_entry.variables import DEFAULT_RUN_DIR
+from infer_dev_entry.variables import DEFAULT_RUN_DIR, PREFIX
 
 # sockaddr_un holds 108 bytes with the final NUL (unix(7)); supervisord binds a longer temporary name beside its socket.
 _SOCKET_PATH_MAX = 107
@@ -23,15 +23,36 @@ def default_run_dir(environ: Mapping[str, str]) -> str:
     if os.geteuid() == 0:
         return DEFAULT_RUN_DIR
     runtime_dir = environ.get("XDG_RUNTIME_DIR", "").strip()
-    return f"{runtime_dir}/infer-dev" if runtime_dir else f"/tmp/infer-dev-{os.geteuid()}"
+    return f"{runtime_dir}/infer-dev" if runtime_dir else private_run_dir(os.geteuid())
 
 
 def client_run_dir(environ: Mapping[str, str]) -> str:
-    """Return the run directory of the entry that a command should ask: ours, or root's where only that one runs."""
+    """Return the run directory of the entry that a command should ask.
+
+    That is ours, else where only that one runs: root's, or for root that of the servers' user, who may have started a
+    fleet by hand.
+    """
     own = default_run_dir(environ)
     if environ.get("INFER_DEV_RUN_DIR", "").strip() or os.path.exists(control_socket(own)):
         return own
-    return DEFAULT_RUN_DIR if os.path.exists(control_socket(DEFAULT_RUN_DIR)) else own
+    other = _servers_user_run_dir(environ) if os.geteuid() == 0 else DEFAULT_RUN_DIR
+    return other if other and os.path.exists(control_socket(other)) else own
+
+
+def _servers_user_run_dir(environ: Mapping[str, str]) -> str:
+    """Return the private run directory of the servers' user; "" when there is none, or it is another's."""
+    import pwd
+
+    with contextlib.suppress(KeyError, OSError):
+        uid = pwd.getpwnam(environ.get(PREFIX + "USER", "").strip() or "me").pw_uid
+        path = private_run_dir(uid)
+        return path if os.lstat(path).st_uid == uid else ""
+    return ""
+
+
+def private_run_dir(uid: int) -> str:
+    """Return the run directory of a user who is not root and has no XDG_RUNTIME_DIR."""
+    return f"/tmp/infer-dev-{uid}"
 
 
 def control_socket(run_dir: str) -> str:

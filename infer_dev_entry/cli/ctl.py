@@ -30,7 +30,9 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     path = supervisor_socket(client_run_dir(environ))
     if not os.path.exists(path):
         raise NotRunningError(f"no supervisord is running ({path} does not exist); start a fleet with: infer-dev serve")
-    # -s instead of -c: the configuration file holds the servers' secrets and is readable by its owner alone.
-    command = (sys.executable, "-m", "supervisor.supervisorctl", "-s", f"unix://{path}", *args.arguments)
+    # The fleet's own configuration holds secrets: its owner alone may read it. Without -c supervisorctl reads what lies
+    # in the working directory or in /etc.
+    conf = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "supervisorctl.conf")
+    command = (sys.executable, "-m", "supervisor.supervisorctl", "-c", conf, "-s", f"unix://{path}", *args.arguments)
     os.execve(sys.executable, command, dict(environ))
     raise AssertionError("unreachable")

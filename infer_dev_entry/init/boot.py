@@ -9,12 +9,12 @@ import signal
 from collections.abc import Iterable, Mapping
 
 from infer_dev_entry import fleet as f
-from infer_dev_entry.errors import ConfigError, EntryError
+from infer_dev_entry.errors import BundleError, ConfigError, EntryError, InstallError, SettingsError
 from infer_dev_entry.init.act import Actor
 from infer_dev_entry.init.control import serve_control
 from infer_dev_entry.init.loop import FleetLoop
 from infer_dev_entry.init.mirror_child import MirrorChild
-from infer_dev_entry.init.owner import find_owner
+from infer_dev_entry.init.owner import Owner, find_owner
 from infer_dev_entry.init.reaper import Reaper, describe_end
 from infer_dev_entry.init.requests import Requests
 from infer_dev_entry.init.spawn import exit_code, give_terminal, signal_group, spawn_command
@@ -118,12 +118,14 @@ class _Entry:
             self._exit_code = error.exit_code
             self._stopping.set()
         else:
-            self._log.warning("boot.staying", mend="mend the cause, then: infer-dev serve CONFIG.toml")
+            by_hand = "infer-dev install, then " if isinstance(error, (BundleError, InstallError)) else ""
+            mend = f"mend the cause, then: {by_hand}infer-dev serve CONFIG.toml; or restart the container"
+            self._log.warning("boot.staying", mend=mend)
 
     # -- boot stages
 
     async def _open_run_dir(self) -> None:
-        owner = find_owner(self._settings)
+        owner, no_owner = self._find_owner()
         self._lock = prepare_run_dir(self._run_dir, shared=owner is not None)
         fleet_id = read_fleet_id(self._run_dir)
         write_private(f"{self._run_dir}/entry.pid", f"{os.getpid()}\n")
@@ -156,6 +158,15 @@ class _Entry:
             host, port = parse_address(self._settings.status_addr)
             self._servers.append(await serve_status(host, port, self._requests))
         self._log.info("entry.started", pid=os.getpid(), run_dir=self._run_dir, fleet_id=fleet_id)
+        if no_owner:  # said only now, when `status` can be asked; servers must not run as root instead
+            self._requests.refuse_plans(str(no_owner))
+            raise no_owner
+
+    def _find_owner(self) -> tuple[Owner | None, SettingsError | None]:
+        try:
+            return find_owner(self._settings), None
+        except SettingsError as error:
+            return None, error
 
     async def _run_stages(self) -> None:
         stages = Stages(self._settings, self._environ, self._run_dir, self._reaper)

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterable, Mapping, Sequence
 
 from infer_dev_entry.init.proxy import run_idle, run_proxy
-from infer_dev_entry.rundir import default_run_dir
+from infer_dev_entry.rundir import client_run_dir
 from infer_dev_entry.variables import GATES, read_values
 
 
@@ -34,7 +34,7 @@ def run_entry(command: Sequence[str], environ: Mapping[str, str], mask: Iterable
     if command:
         return run_proxy(command, environ, mask)
     _print("info", "all gates are off and there is no command: waiting for SIGTERM", log_format)
-    return run_idle(os.path.join(default_run_dir(environ), "entry.pid"))
+    return run_idle(lambda: os.path.join(client_run_dir(environ), "entry.pid"))
 
 
 def _hold_standard_descriptors() -> None:

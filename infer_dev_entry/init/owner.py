@@ -7,7 +7,12 @@ import pwd
 from dataclasses import dataclass
 
 from infer_dev_entry.errors import SettingsError
+from infer_dev_entry.rundir import read_text
 from infer_dev_entry.settings import Settings
+
+# What root needs to run servers as another user: to hand files over, to reach that user's, to end its processes, and to
+# become it. Docker gives all of them unless it is told not to. The numbers are those of capability.h.
+_NEEDED = {"CHOWN": 0, "DAC_OVERRIDE": 1, "KILL": 5, "SETGID": 6, "SETUID": 7}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +33,7 @@ def find_owner(settings: Settings) -> Owner | None:
     """Return the user that servers run as, or None when they run as we do.
 
     Raises:
-        SettingsError: the user does not exist, or we are not root and cannot become another.
+        SettingsError: the user does not exist, or we cannot become another.
     """
     name = settings.user
     try:
@@ -45,4 +50,41 @@ def find_owner(settings: Settings) -> Owner | None:
         if not name:
             return None
         raise SettingsError(f"cannot run servers as AUTO_INFER_SGLANG_USER={name!r}: the entry does not run as root")
-    return Owner(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
+    owner = Owner(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
+    _check_powers(owner)
+    return owner
+
+
+def _check_powers(owner: Owner) -> None:
+    """Refuse a root that cannot run servers as `owner`; supervisord would say it late, and of its socket.
+
+    Raises:
+        SettingsError: capabilities are missing, or the user has no id in this user namespace.
+    """
+    cannot = f"cannot run servers as {owner.name} (uid {owner.uid})"
+    instead = f"run it as that user (--user {owner.uid}:{owner.gid}), or set AUTO_INFER_SGLANG_USER=root"
+    missing = missing_capabilities(read_text("/proc/self/status"))
+    if missing:
+        added = " ".join(f"--cap-add {name}" for name in missing)
+        raise SettingsError(
+            f"{cannot}: root lacks the capabilities {', '.join(missing)}; start the container with {added}, {instead}"
+        )
+    for kind, number in (("uid", owner.uid), ("gid", owner.gid)):
+        if not is_mapped(read_text(f"/proc/self/{kind}_map"), number):
+            raise SettingsError(f"{cannot}: this user namespace has no {kind} {number}; map it, or {instead}")
+
+
+def missing_capabilities(status: str) -> tuple[str, ...]:
+    """Return those that /proc/self/status shows to be missing; none when it shows nothing."""
+    for line in status.splitlines():
+        key, _, value = line.partition(":")
+        if key == "CapEff":
+            effective = int(value, 16)
+            return tuple(name for name, bit in _NEEDED.items() if not effective >> bit & 1)
+    return ()
+
+
+def is_mapped(id_map: str, number: int) -> bool:
+    """Say whether an id exists by a uid_map or gid_map (user_namespaces(7)); an empty map says nothing."""
+    ranges = [tuple(int(word) for word in line.split()) for line in id_map.splitlines()]
+    return not ranges or any(first <= number < first + count for first, _, count in ranges)

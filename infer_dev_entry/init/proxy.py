@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from infer_dev_entry.init.spawn import exit_code, signal_group, spawn_command
 
@@ -35,11 +35,11 @@ def run_proxy(command: Sequence[str], environ: Mapping[str, str], mask: Iterable
                 os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def run_idle(keeper_pid_file: str) -> int:
+def run_idle(find_pid_file: Callable[[], str]) -> int:
     """Wait for SIGTERM or SIGINT, reaping orphans, and return 0.
 
-    A fleet that was started by hand meanwhile is given its drain first: its keeper is told and waited for. A second
-    signal is passed on too and cuts that short.
+    A fleet that was started by hand meanwhile is given its drain first: its keeper, by its pid file, is told and waited
+    for. A second signal is passed on too and cuts that short.
     """
     keeper = 0
     reap_all()  # whoever exec'ed us may have left dead children, of whom no signal tells any more
@@ -50,7 +50,7 @@ def run_idle(keeper_pid_file: str) -> int:
             if keeper in gone:
                 return 0
         elif number in _STOP:
-            keeper = keeper or read_keeper(keeper_pid_file)
+            keeper = keeper or read_keeper(find_pid_file())
             if not keeper:
                 return 0
             os.kill(keeper, number)

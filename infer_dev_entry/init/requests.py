@@ -26,11 +26,16 @@ class Requests:
         self._loop: FleetLoop | None = None
         self._source = ""
         self._stop_all = False
+        self._refusal = ""
 
     def attach(self, loop: FleetLoop, *, run_dir: str, fleet_id: str) -> None:
         """Let requests reach the fleet."""
         self._loop = loop
         self._planning |= {"run_dir": run_dir, "fleet_id": fleet_id}
+
+    def refuse_plans(self, reason: str) -> None:
+        """Start no servers in this life of the entry, for this reason."""
+        self._refusal = reason
 
     def take_boot_error(self, error: EntryError) -> None:
         """Remember why boot failed, for `status` and `health`."""
@@ -81,6 +86,8 @@ class Requests:
         return {"ok": False, "error": f"unknown request {op!r}"}
 
     def _take_plan(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if self._refusal:
+            return {"ok": False, "error": self._refusal}
         try:
             plan = parse_plan(json.dumps(request.get("plan")))
             # What supervisord cannot express is refused now, before a server is touched.

@@ -119,3 +119,22 @@ def test_write_private_full_disk_keeps_the_old_file(short_dir: str, mocker) -> N
         write_private(path, "new")
     assert read_text(path) == "old"
     assert os.listdir(short_dir) == ["x"]
+
+
+@pytest.mark.parametrize(("name", "uid", "found"), [("me", 4242, True), ("other", 4242, False), ("me", 4243, False)])
+def test_root_asks_the_entry_of_the_servers_user_where_only_that_one_runs(
+    short_dir: str, mocker, name: str, uid: int, found: bool
+) -> None:
+    run_dir = f"{short_dir}/user"
+    os.makedirs(run_dir)
+    Path(run_dir, "control.sock").touch()
+    mocker.patch("os.geteuid", return_value=0)
+    mocker.patch("infer_dev_entry.rundir.DEFAULT_RUN_DIR", f"{short_dir}/root")
+    mocker.patch("infer_dev_entry.rundir.private_run_dir", return_value=run_dir)
+    mocker.patch("pwd.getpwnam", side_effect=lambda user: {"me": mocker.Mock(pw_uid=4242)}[user])
+    mocker.patch("os.lstat", return_value=mocker.Mock(st_uid=uid))
+    environ = {"AUTO_INFER_SGLANG_USER": "" if name == "me" else name}
+    assert client_run_dir(environ) == (run_dir if found else f"{short_dir}/root")
+    os.makedirs(f"{short_dir}/root")
+    Path(short_dir, "root", "control.sock").touch()
+    assert client_run_dir(environ) == f"{short_dir}/root"

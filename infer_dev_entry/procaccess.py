@@ -1,0 +1,55 @@
+"""Read what /proc shows of a process to its own user alone, also as the root of a container.
+
+A container's root has no CAP_SYS_PTRACE, so another user's `environ` and `fd` are closed to it. The kernel compares
+filesystem ids there (ptrace(2), PTRACE_MODE_FSCREDS), and those root may borrow; its real and effective ids stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_PR_GET_DUMPABLE = 3
+_PR_SET_DUMPABLE = 4
+
+
+def read_as_owner(process: Path, read: Callable[[], T]) -> T:
+    """Return what `read` returns, once more with the ids of the process's owner when we as root are refused.
+
+    Raises:
+        OSError: the process is gone, or closed to its owner as well.
+    """
+    try:
+        return read()
+    except PermissionError:
+        owner = process.stat()
+        if os.geteuid() != 0 or owner.st_uid == 0:
+            raise
+    with _filesystem_ids(owner.st_uid, owner.st_gid):
+        return read()
+
+
+@contextlib.contextmanager
+def _filesystem_ids(uid: int, gid: int) -> Iterator[None]:
+    """Have these filesystem ids in this thread alone: never await in here.
+
+    The change makes a process undumpable (proc(5)), which would close our own /proc entries to `docker exec`.
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    dumpable = libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
+    old_gid = libc.setfsgid(gid)
+    old_uid = libc.setfsuid(uid)
+    try:
+        yield
+    finally:
+        libc.setfsuid(old_uid)
+        libc.setfsgid(old_gid)
+        if dumpable == 1:  # 2 cannot be set by hand (prctl(2))
+            libc.prctl(_PR_SET_DUMPABLE, dumpable, 0, 0, 0)
