@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import os
 import re
 import socket
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-from infer_dev_entry.config.facts import Gpu
+from infer_dev_entry.config.facts import Gpu, Secret
 from infer_dev_entry.config.faults import render_source
 from infer_dev_entry.errors import ConfigError
 from infer_dev_entry.gpu import GpuDoor
+from infer_dev_entry.procaccess import read_as_owner
 from infer_dev_entry.settings import MARK_VARIABLE
 
 _MAX_ANCESTORS = 64
 MAX_CONFIG_BYTES = 1024 * 1024
+CACHE_NAME = ".sglang-flags.cache"  # beside the marker: it lives and dies with the environment that it describes
+_MAX_CACHE_BYTES = 4 * 1024 * 1024
+_MAX_SECRET_BYTES = 64 * 1024
 _LISTEN = "0A"
+_DECLARES_FLAGS = (" A[", " Annotated[", ".add_argument(", "_CHOICES = ")
+_PARSER_LISTS = (
+    ("function_call/parser_names.py", "function_call/function_call_parser.py"),
+    ("parser/reasoning_parser_names.py", "parser/reasoning_parser.py"),
+)
 
 
 def read_config(path: str) -> str:
@@ -63,11 +75,15 @@ class LiveHost:
         *,
         is_free: Callable[[str, int], bool] | None = None,
         proc: str = "/proc",
+        environ: Mapping[str, str] | None = None,
+        cache_dir: str = "",
     ) -> None:
         self._own_mark = own_mark
         self._gpu_door = gpu_door or GpuDoor()
         self._is_free = is_free or _is_free
         self._proc = Path(proc)
+        self._environ = environ or {}
+        self._cache_dir = cache_dir
         self._gpus: tuple[Gpu, ...] | None = None
         self._asked_gpus = False
 
@@ -106,7 +122,8 @@ class LiveHost:
     def _is_marked(self, pid: int) -> bool:
         needle = f"{MARK_VARIABLE}={self._own_mark}".encode()
         try:
-            variables = (self._proc / str(pid) / "environ").read_bytes().split(b"\0")
+            process = self._proc / str(pid)
+            variables = read_as_owner(process, (process / "environ").read_bytes).split(b"\0")
         except OSError:
             return False
         return any(item.startswith(needle) for item in variables)
@@ -131,7 +148,10 @@ class LiveHost:
                 return f"{target} is not a directory"
         except OSError as error:
             return error.strerror or str(error)
-        return None if os.access(target, os.W_OK | os.X_OK) else f"no permission to write to {target}"
+        if os.access(target, os.W_OK | os.X_OK):
+            return None
+        is_read_only = os.statvfs(target).f_flag & os.ST_RDONLY
+        return f"{target} is on a read-only filesystem" if is_read_only else f"no permission to write to {target}"
 
     def program_problem(self, path: str) -> str | None:
         """Why a program, by path or by name, cannot be run."""
@@ -165,6 +185,24 @@ class LiveHost:
         pattern = f"lib/python3*/site-packages/{glob.escape(stem)}-*.dist-info"
         return "/" in python and any(Path(python).absolute().parent.parent.glob(pattern))
 
+    def secret_file(self, path: str) -> Secret:
+        """Read a key from a small regular file."""
+        try:
+            data, mode = _read_regular(path, _MAX_SECRET_BYTES + 1)
+            text = data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        except OSError as error:
+            return Secret(problem=(error.strerror or str(error)).lower())
+        except ValueError:
+            return Secret(problem="it is not UTF-8 text")
+        if len(data) > _MAX_SECRET_BYTES:
+            return Secret(problem=f"it is larger than {_MAX_SECRET_BYTES} bytes")
+        return Secret(text=text, warning="can be read by every user" if mode & stat.S_IROTH else "")
+
+    def secret_variable(self, name: str) -> Secret:
+        """Take a key from the environment that was given."""
+        text = self._environ.get(name)
+        return Secret(problem="it is not set") if text is None else Secret(text=text)
+
     def sglang_args_source(self, python: str) -> tuple[str, str] | None:
         """Find the SGLang of an interpreter's environment by its files; nothing of it is run."""
         if "/" not in python:
@@ -180,11 +218,62 @@ class LiveHost:
                 return None
         return None
 
+    def recall(self, key: str) -> str:
+        """The text of the cache file, when it is there and was kept under this key."""
+        try:
+            data, _ = _read_regular(f"{self._cache_dir}/{CACHE_NAME}", _MAX_CACHE_BYTES)
+            head, _, text = data.decode("utf-8").partition("\n")
+        except (OSError, ValueError):
+            return ""
+        return text if head == key else ""
+
+    def keep(self, key: str, text: str) -> None:
+        """Replace the cache file. Where that is not possible (a read-only mount) the next run works it out again."""
+        if not self._cache_dir:
+            return
+        import tempfile  # costs 10 ms, and PID 1 imports this module
+
+        path = f"{self._cache_dir}/{CACHE_NAME}"
+        with contextlib.suppress(OSError):
+            # A new file of our own: the servers' user owns the directory, and we may be root.
+            handle, temporary = tempfile.mkstemp(prefix=f"{CACHE_NAME}.", dir=self._cache_dir)
+            try:
+                with open(handle, "w", encoding="utf-8") as file:
+                    file.write(f"{key}\n{text}")
+                os.replace(temporary, path)
+            except OSError:
+                os.unlink(temporary)
+
+
+def _read_regular(path: str, limit: int) -> tuple[bytes, int]:
+    """Read the beginning of a regular file, with its mode. A FIFO that somebody has put there must not hang us.
+
+    Raises:
+        OSError: it cannot be read, or is something else.
+        ValueError: the path holds a NUL.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(file).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is not a file")
+        parts = []
+        while limit > 0 and (part := os.read(file, limit)):
+            parts.append(part)
+            limit -= len(part)
+        return b"".join(parts), mode
+    finally:
+        os.close(file)
+
 
 def _read_sources(srt: Path) -> str:
-    """The modules that declare flags, as one text: from 0.5.23 on the fields are in a package of their own."""
-    parts = sorted((srt / "arg_groups").glob("**/*.py"))
-    return "\n".join(path.read_text("utf-8") for path in [*parts, srt / "server_args.py"])
+    """The modules that declare flags and list their choices, as one text; that of other modules would cost time."""
+    texts = [path.read_text("utf-8") for path in sorted((srt / "arg_groups").glob("**/*.py"))]
+    texts = [text for text in texts if any(mark in text for mark in _DECLARES_FLAGS)]
+    for names, registry in _PARSER_LISTS:  # newer versions keep the names in a small module of their own
+        path = next((path for name in (names, registry) if (path := srt / name).exists()), None)
+        texts += [path.read_text("utf-8")] if path else []
+    return "\n".join([*texts, (srt / "server_args.py").read_text("utf-8")])
 
 
 def _is_free(host: str, port: int) -> bool:
@@ -227,11 +316,19 @@ def _pid_of_socket(proc: Path, inode: str) -> int | None:
     for process in proc.iterdir():
         if process.name.isdecimal():
             try:
-                if any(os.readlink(entry) == link for entry in os.scandir(process / "fd")):
+                if link in read_as_owner(process, partial(_read_links, process / "fd")):
                     return int(process.name)
             except OSError:
                 continue
     return None
+
+
+def _read_links(directory: Path) -> list[str]:
+    links = []
+    for entry in os.scandir(directory):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            links.append(os.readlink(entry))
+    return links
 
 
 def _command_name(proc: Path, pid: int) -> str:

@@ -1,4 +1,4 @@
-"""Copy the lines of every server's log to stdout behind `[name]`; runs as a process of its own.
+"""Copy the lines of every server's log to stdout behind `[name]`, without secrets; runs as a process of its own.
 
 A reader that does not read stalls this process and nothing else. The list of files is read again when it changes.
 """
@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 from typing import BinaryIO
+
+from infer_dev_entry.redact import redact_bytes
 
 PERIOD_S = 0.2
 _MAX_LINE_BYTES = 64 * 1024
@@ -89,7 +91,9 @@ class Mirror:
         out = []
         for name, (_, followed) in self._files.items():
             prefix = f"[{name}] ".encode()
-            out += [prefix + line + b"\n" for line in followed.read_lines()]
+            lines = followed.read_lines()
+            if lines:
+                out += [prefix + line + b"\n" for line in redact_bytes(b"\n".join(lines)).split(b"\n")]
         return b"".join(out)
 
     def _read_list(self) -> None:

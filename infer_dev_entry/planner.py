@@ -53,7 +53,8 @@ def make_plan(environ: Mapping[str, str], config_path: str = "", *, run_dir: str
         tmp_dir=instance_tmp_dir(environ, fleet_id),
         model_download=settings.model_download_on_boot,
     )
-    plan = resolve(read_config(path), source=path, options=options, host=LiveHost(own_mark=f"{fleet_id}/"))
+    host = LiveHost(own_mark=f"{fleet_id}/", environ=environ, cache_dir=settings.project_dir)
+    plan = resolve(read_config(path), source=path, options=options, host=host)
     return activate_plan(plan, settings.project_dir, environ)
 
 

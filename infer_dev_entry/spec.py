@@ -10,7 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSpec:
-    """How a server is probed. Paths are HTTP paths; times are seconds; `timeout_s` is below `period_s`."""
+    """How a server is probed. Paths are HTTP paths; times are seconds; `timeout_s` is below `period_s`.
+
+    `progress_paths` are pages of counters, the best first (see `infer_dev_entry.progress`); with `counters_first` they
+    are asked before the server is made to generate. A start whose log says nothing for `stall_timeout_s` is hung;
+    0: never.
+    """
 
     startup_path: str
     liveness_path: str
@@ -18,6 +23,9 @@ class ProbeSpec:
     period_s: float
     timeout_s: float
     failure_threshold: int
+    stall_timeout_s: float = 0.0
+    progress_paths: tuple[str, ...] = ()
+    counters_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +51,10 @@ class ServerSpec:
     """One server process, fully resolved.
 
     `argv` is exact (no shell). `environment` holds the variables that are added to PID 1's own. `gpu_ids` is None for
-    all GPUs and () for none. `url` is where a client on this machine reaches it.
+    all GPUs and () for none. `url` is where a client on this machine reaches it. `more_ports` are bound beside `port`,
+    for NCCL and the like, only once the model has loaded; so they must be free before the start. `warm_after` names the
+    replica whose first load leaves the model in the page cache; "" when there is none to wait for. After `gpu_wait_s`
+    a start that waits for GPU memory is reported, and waits on.
     """
 
     name: str
@@ -62,6 +73,9 @@ class ServerSpec:
     probe: ProbeSpec
     restart: RestartSpec
     files: tuple[FileSpec, ...] = ()
+    more_ports: tuple[int, ...] = ()
+    warm_after: str = ""
+    gpu_wait_s: float = 60.0
 
     @property
     def url(self) -> str:
@@ -111,8 +125,9 @@ def _parse_server(data: Mapping[str, Any]) -> ServerSpec:
         environment=tuple((str(key), str(value)) for key, value in known["environment"]),
         gpu_ids=None if gpu_ids is None else tuple(gpu_ids),
         depends_on=tuple(known["depends_on"]),
-        probe=ProbeSpec(**known["probe"]),
+        probe=ProbeSpec(**{**known["probe"], "progress_paths": tuple(known["probe"].get("progress_paths", ()))}),
         restart=RestartSpec(**known["restart"]),
         files=tuple(FileSpec(**item) for item in known["files"]),
+        more_ports=tuple(known["more_ports"]),
     )
     return ServerSpec(**known)

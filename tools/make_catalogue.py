@@ -21,6 +21,16 @@ TYPES = {
     "human_readable_int": "suffixed_int",
 }
 
+# Of flags whose help alone says so; the parser that is dumped does not tell.
+SUCCESSORS = {
+    "--grpc-mode": "--smg-grpc-mode",
+    "--elastic-ep-rejoin": "--elastic-ep-join-mode recover",
+    "--keep-mm-feature-on-device": "--mm-feature-transport=cuda_ipc",
+    "--disable-fast-image-processor": "--image-processor-backend=pil",
+    "--enable-flashinfer-allreduce-fusion": "--flashinfer-allreduce-fusion-backend",
+}
+NOT_DEPRECATED = ("--smg-grpc-mode",)  # its help names a flag that is
+
 
 def main(paths: list[str]) -> int:
     """Read the dumps, oldest version first, and write the catalogue."""
@@ -42,8 +52,11 @@ def _version(dump: dict[str, Any]) -> tuple[int, ...]:
 
 def _row(flag: dict[str, Any]) -> list[Any]:
     """Names (canonical first), kind, type, choices, and the mend of a deprecated flag ("" when not deprecated)."""
-    deprecated = flag["deprecated"] and (flag.get("replacement") or "-")
-    return [_names(flag), _kind(flag), TYPES.get(flag["type"], "str"), flag["choices"] or [], deprecated or ""]
+    name = flag["flags"][0]
+    deprecated = ""
+    if flag["deprecated"] and name not in NOT_DEPRECATED:
+        deprecated = flag.get("replacement") or SUCCESSORS.get(name, "-")
+    return [_names(flag), _kind(flag), TYPES.get(flag["type"], "str"), flag["choices"] or [], deprecated]
 
 
 def _names(flag: dict[str, Any]) -> list[str]:

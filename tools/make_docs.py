@@ -1,4 +1,7 @@
-"""Write the generated docs: docs/reference.md. `make schema` runs this; a test compares the result with the file."""
+"""Write the generated docs: docs/reference.md, the JSON Schema and the key table of docs/def-sglang-config-toml.md.
+
+`make schema` runs this; tests compare the results with the files.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from pathlib import Path
 
 from infer_dev_entry import errors
 from infer_dev_entry.cli import COMMANDS
-from infer_dev_entry.config.docs import render_key_table
+from infer_dev_entry.config.docs import HEADER, render_key_table
+from infer_dev_entry.config.schema import render_schema
 from infer_dev_entry.errors import EntryError
 from infer_dev_entry.fleet import State
 from infer_dev_entry.settings import FALSE_WORDS, TRUE_WORDS, VARIABLES
@@ -15,7 +19,7 @@ from infer_dev_entry.settings import FALSE_WORDS, TRUE_WORDS, VARIABLES
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 STATES = {
-    State.WAITING_GPU: "swept, and waits until GPU memory is free (reserved: not entered by this version)",
+    State.WAITING_GPU: "swept, and waits until its GPUs' memory is free; the reason names the holder; no failure",
     State.STARTING: "waits for its start (dependency, stagger), or its process is younger than a second",
     State.LOADING: "the process runs, its startup probe has not succeeded yet",
     State.READY: "its last probe succeeded",
@@ -23,7 +27,7 @@ STATES = {
     State.DRAINING: "told to stop; completes its requests until `drain_timeout_s`",
     State.BACKOFF: "has crashed or could not start; starts again when the back-off ends",
     State.STOPPED: "stopped by a user; `infer-dev start` or `supervisorctl start` brings it back",
-    State.FAILED: "`max_restarts` restarts in a row without readiness; `infer-dev start` tries again",
+    State.FAILED: "`max_restarts` restarts in a row without readiness, or a GPU is lost; `infer-dev start` tries again",
 }
 
 
@@ -75,9 +79,21 @@ def _first_line(cls: type[EntryError]) -> str:
     return (cls.__doc__ or "").splitlines()[0]
 
 
+def with_key_table(page: str) -> str:
+    """Put the key table of the code in the place of the one that a page holds."""
+    before, header, after = page.partition(HEADER)
+    rest = after.splitlines(keepends=True)
+    while rest and rest[0].startswith("|"):
+        rest.pop(0)
+    return before + (render_key_table() if header else "") + "".join(rest)
+
+
 def main() -> int:
     """Write the files."""
     (DOCS / "reference.md").write_text(render_reference(), encoding="utf-8")
+    (DOCS / "sglang-config-toml.schema.json").write_text(render_schema(), encoding="utf-8")
+    page = DOCS / "def-sglang-config-toml.md"
+    page.write_text(with_key_table(page.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 

@@ -78,7 +78,8 @@ class NoHostButGpus(NoHost):
 
 
 def _check(args: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
-    host: Host = NoHost(args.gpus) if args.static or args.gpus is not None else LiveHost(f"{_fleet_id(environ)}/")
+    static = args.static or args.gpus is not None
+    host: Host = NoHost(args.gpus) if static else LiveHost(f"{_fleet_id(environ)}/", environ=environ)
     faults: tuple[str, ...] = ()
     plan = Plan(source="", servers=())
     try:

@@ -12,8 +12,10 @@ from typing import Any
 from infer_dev_entry.control_client import ask
 from infer_dev_entry.errors import EntryError, UnknownServerError
 from infer_dev_entry.mirror import FollowedFile
+from infer_dev_entry.redact import redact_bytes
 
-DESCRIPTION = "Print the last lines of a server's log; with -f go on with what is added, across rotations."
+DESCRIPTION = """Print the last lines of a server's log; with -f go on with what is added, across rotations.
+What looks like a key or a token is shown as ***."""
 EXAMPLES = """  infer-dev logs glm
   infer-dev logs glm -n 200
   infer-dev logs glm -f
@@ -37,12 +39,12 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if not args.follow and not os.path.exists(path):
         raise EntryError(f"cannot read {path}: the server has not logged yet")
     text, end = read_last_lines(path, max(0, args.lines))
-    sys.stdout.buffer.write(text)
+    sys.stdout.buffer.write(redact_bytes(text))
     sys.stdout.buffer.flush()
     follower = FollowedFile(path, from_end=False, start=end)  # what is written meanwhile is printed once
     while args.follow:
         for line in follower.read_lines():
-            sys.stdout.buffer.write(line + b"\n")
+            sys.stdout.buffer.write(redact_bytes(line) + b"\n")
         sys.stdout.buffer.flush()
         time.sleep(FOLLOW_PERIOD_S)
     return 0

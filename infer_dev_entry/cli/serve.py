@@ -23,7 +23,7 @@ DESCRIPTION = """Start the servers of a TOML config, add to them, or update them
 With an entry running (a container's PID 1), its fleet is made to match the config: unchanged servers keep running,
 changed ones are drained and started again, others are added or removed. Without one, a fleet is started in the
 background. A config with faults changes nothing."""
-EXAMPLES = """  infer-dev serve /model-configs/glm-4.7.toml
+EXAMPLES = """  infer-dev serve /model-configs/sglang-glm-4.7-tp8.toml
   infer-dev serve --wait 600            # the config that AUTO_INFER_SGLANG_CONFIG names; return when all are ready
 
 exit codes: 0 done, 1 not ready in time, 10 the config has faults, 11 no config is named"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +18,8 @@ from infer_dev_entry.config.flags import (
     render_setting,
 )
 from infer_dev_entry.config.instances import Instance
+from infer_dev_entry.config.parallel import NO_PARALLEL, port_of, raw_value, read_parallel
+from infer_dev_entry.config.secrets import SecretReader
 from infer_dev_entry.config.yaml import read_yaml
 from infer_dev_entry.engines import EngineProfile, llama_cpp, profile_of
 
@@ -35,7 +36,11 @@ class Arguments:
     host: str
     port: int | None  # None: at fault, and reported
     nccl_port: int | None  # as written; None: not given
-    parallel: int  # tp × pp on this node; 0 when it uses no CUDA device
+    raw_nccl_port: int | None  # the one among `extra_args`
+    dist_init: tuple[str, int] | None  # the address that this node binds for torch.distributed, when it is given
+    needs_dist_init: bool  # none is given, and SGLang would derive one from its port
+    data_workers: bool  # dp_size workers, each with a torch.distributed and GPUs of its own
+    parallel: int  # tp × pp (and dp) on this node; 0 when it uses no CUDA device
     model: str  # as written; "" when it comes from elsewhere
     private: Mapping[str, object]  # goes into a file of mode 0600
 
@@ -54,26 +59,32 @@ class ArgumentReader:
         self._mixed = len(engines) > 1
         self._host = host
         self._faults = faults
+        self._secrets = SecretReader(host, faults)
         self._below: dict[str, tuple[Setting, ...]] = {}
 
     def read(self, instance: Instance, flags: Flags) -> Arguments:
         """Read one instance's arguments; every fault in them is recorded."""
         settings = merge_settings(self._global_settings(flags), self._own_settings(instance, flags))
-        settings = tuple(self._expanded(setting) for setting in settings)
+        secret = flags.profile.secret_flags
+        settings = tuple(item if item.name in secret else self._expanded(item) for item in settings)
         extra_args, secrets = self._extra_args(instance, flags.profile)
         private = self._private(instance, flags, settings, secrets)
-        secret = flags.profile.secret_flags
         shown_settings = [setting for setting in settings if setting.name not in secret]
         words = {setting.name: render_setting(setting, flags, self._faults) for setting in shown_settings}
         values = {setting.name: setting.value for setting in settings}
+        parallel = read_parallel({**private, **values}, extra_args) if flags.profile.name == "sglang" else NO_PARALLEL
         arguments = Arguments(
             words=words,
             origins={setting.name: setting.path for setting in settings},
             extra_args=extra_args,
             host=_host_of(values, flags.profile),
-            port=_port_of(_unless_off(values.get("port"), flags.profile.default_port)),
-            nccl_port=_port_of(_unless_off(values.get("nccl-port"), None)),
-            parallel=_parallel({**private, **values}, extra_args) if flags.profile.name == "sglang" else 0,
+            port=port_of(_unless_off(values.get("port"), flags.profile.default_port)),
+            nccl_port=port_of(_unless_off({**private, **values}.get("nccl-port"), None)),
+            raw_nccl_port=port_of(raw_value(extra_args, ("--nccl-port",))),
+            dist_init=parallel.dist_init,
+            needs_dist_init=parallel.needs_dist_init,
+            data_workers=parallel.data_workers,
+            parallel=parallel.gpus,
             model=_text(values.get(flags.profile.model_flag)),
             private=private,
         )
@@ -83,12 +94,13 @@ class ArgumentReader:
     def _global_settings(self, flags: Flags) -> tuple[Setting, ...]:
         key = f"{flags.profile.name}{flags.any_name}{flags.versions}"
         if key not in self._below:
-            table = {
-                name: value
-                for name, value in self._global.items()
-                if not (self._mixed and self._other_engines(name, ("instance", "server", name), flags))
-            }
-            self._below[key] = read_settings(table, ("instance", "server"), flags, self._faults)
+            path = ("instance", "server")
+            table, secrets = self._secrets.split(self._global, path, flags.profile)
+            if self._mixed:
+                table = {
+                    name: item for name, item in table.items() if not self._other_engines(name, (*path, name), flags)
+                }
+            self._below[key] = (*read_settings(table, path, flags, self._faults), *secrets)
         return self._below[key]
 
     def _own_settings(self, instance: Instance, flags: Flags) -> tuple[Setting, ...]:
@@ -96,12 +108,13 @@ class ArgumentReader:
         table = {key: value for key, value in instance.server.items() if key != "extra_args"}
         if flags.profile.name == "llama_cpp":  # one TOML can change engines: SGLang's flags are left out, not refused
             table = {key: value for key, value in table.items() if not self._other_engines(key, (*path, key), flags)}
+        table, secrets = self._secrets.split(table, path, flags.profile)
         settings = read_settings(table, path, flags, self._faults)
         for setting in settings:
             written = dashed(setting.path[-1])
             if flags.profile.translations.get(written) == setting.name:
                 self._faults.warn(setting.path, f"read as {setting.name.replace('-', '_')}, llama_cpp's name for it")
-        return settings
+        return (*settings, *secrets)
 
     def _other_engines(self, key: str, path: Path, flags: Flags) -> bool:
         """Whether a flag is unknown to this engine and known to the other; then it is left out with a warning."""
@@ -163,7 +176,7 @@ class ArgumentReader:
     def _check(self, instance: Instance, flags: Flags, arguments: Arguments, values: Mapping[str, object]) -> None:
         for flag in _PORT_FLAGS:
             value = values.get(flag)
-            if value is not None and value is not REFUSED and arguments.words.get(flag) and _port_of(value) is None:
+            if value is not None and value is not REFUSED and arguments.words.get(flag) and port_of(value) is None:
                 path = arguments.origin(flag, instance)
                 self._faults.add(path, f"expected a port from 1 to 65535, got {shown(value)}", "choose a free port")
         host = values.get("host", "")
@@ -187,7 +200,13 @@ def packaged_flags(engine: str) -> Flags:
 
 def sglang_flags(catalogue: Catalogue, *, installed: bool = False) -> Flags:
     """Return SGLang's flags out of a catalogue."""
-    return Flags(profile=profile_of("sglang"), forms=catalogue.flags, versions=catalogue.versions, installed=installed)
+    return Flags(
+        profile=profile_of("sglang"),
+        forms=catalogue.flags,
+        versions=catalogue.versions,
+        installed=installed,
+        elsewhere=load_catalogue() if installed else None,
+    )
 
 
 def _has_model(flags: Flags, arguments: Arguments, values: Mapping[str, object]) -> bool:
@@ -218,36 +237,3 @@ def _text(value: object) -> str:
 def _unless_off(value: object, otherwise: int | None) -> object:
     """The value of a flag, or what holds when it is absent or `false`."""
     return otherwise if value is None or value is False else value
-
-
-def _port_of(value: object) -> int | None:
-    number = _int_of(value)
-    return number if number is not None and 1 <= number <= 65535 else None
-
-
-def _int_of(value: object) -> int | None:
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _parallel(values: Mapping[str, object], extra_args: Sequence[str]) -> int:
-    device = values.get("device") or _raw_value(extra_args, ("--device",))
-    if isinstance(device, str) and device not in ("", "auto", "cuda"):
-        return 0
-
-    def number(flag: str, *raw: str) -> int:
-        return max(1, _int_of(values.get(flag)) or _int_of(_raw_value(extra_args, (f"--{flag}", *raw))) or 1)
-
-    tp = number("tp-size", "--tensor-parallel-size", "--tp")
-    pp = number("pp-size", "--pipeline-parallel-size")
-    return max(1, tp * pp // number("nnodes"))
-
-
-def _raw_value(words: Sequence[str], names: tuple[str, ...]) -> str:
-    """The value that raw words give a flag, in either of its two spellings."""
-    for index, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name in names:
-            return value if equals else (words[index + 1] if index + 1 < len(words) else "")
-    return ""

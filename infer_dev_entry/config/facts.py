@@ -18,6 +18,15 @@ class Gpu:
     mig_uuids: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secret:
+    """What a file or a variable held; `problem` says why it could not be read, `warning` what is unsafe about it."""
+
+    text: str = ""
+    problem: str = ""
+    warning: str = ""
+
+
 class Host(Protocol):
     """The facts that the checks ask for. A `_problem` is None when all is well, else a reason for a message."""
 
@@ -45,8 +54,20 @@ class Host(Protocol):
     def environment_has(self, python: str, name: str, /) -> bool:
         """Whether the environment that an interpreter's path lies in holds a distribution."""
 
+    def secret_file(self, path: str, /) -> Secret:
+        """The text of a file that holds a key, without its last line's end."""
+
+    def secret_variable(self, name: str, /) -> Secret:
+        """The value of an environment variable that holds a key."""
+
     def sglang_args_source(self, python: str, /) -> tuple[str, str] | None:
         """The version of the SGLang that this interpreter would import, and the text of the modules with its flags."""
+
+    def recall(self, key: str, /) -> str:
+        """What was kept under this key by an earlier run; "" when there is nothing. Anybody may have written it."""
+
+    def keep(self, key: str, text: str, /) -> None:
+        """Keep a text for later runs, in the place of the last one, if that is possible."""
 
 
 class NoHost:
@@ -77,9 +98,22 @@ class NoHost:
         """False: not looked at."""
         return False
 
+    def secret_file(self, _path: str, /) -> Secret:
+        """A stand-in: another machine's secrets are not known."""
+        return Secret(text="***")
+
+    secret_variable = secret_file
+
     def sglang_args_source(self, _python: str, /) -> tuple[str, str] | None:
         """None: not looked at."""
         return None
+
+    def recall(self, _key: str, /) -> str:
+        """Nothing."""
+        return ""
+
+    def keep(self, _key: str, _text: str, /) -> None:
+        """Do nothing."""
 
 
 def _pretended(index: int) -> Gpu:

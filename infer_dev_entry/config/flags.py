@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from difflib import get_close_matches
 
+from infer_dev_entry.config.catalogue import Catalogue, versions_with
 from infer_dev_entry.config.faults import REFUSED, Faults, Path, shown
 from infer_dev_entry.engines import EngineProfile, FlagSpec
 
@@ -36,6 +37,7 @@ class Flags:
     versions: tuple[str, ...] = ()
     installed: bool = False  # the versions are those of an installed server, not a packaged guess
     any_name: bool = False  # unknown flags pass with a warning
+    elsewhere: Catalogue | None = None  # what other versions know; to say which one would do
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +120,8 @@ def _first_fit(
     meant = flags.profile.value_mends.get(f"{setting.name}={setting.value}")
     choices = _nearest_first({choice for form in forms for choice in form.choices}, setting.value)
     mend = f'write "{meant}"' if meant else reason.mend
+    if choices and not mend:
+        mend = _other_version(setting.name, setting.value, flags)
     if choices and not isinstance(setting.value, bool | list | dict):
         mend = f"{mend + '; ' if mend else ''}choices: {', '.join(choices)}"
     got = '"***"' if _SECRET_FLAG.search(setting.name) else shown(setting.value)
@@ -161,8 +165,28 @@ def _unknown_mend(key: str, flags: Flags, faults: Faults) -> str:
     foreign = flags.profile.foreign_flags.get(key.removeprefix("--").replace("-", "_"))
     if foreign:
         return foreign
+    other = _other_version(dashed(key), None, flags)
+    if other:
+        return other
     near = faults.nearest(dashed(key), flags.forms)
     return near.replace("-", "_") if near else "see the server's --help for its flags; extra_args passes raw words"
+
+
+def _other_version(name: str, choice: object, flags: Flags) -> str:
+    """Name a version that has the flag (and offers the choice) which the installed one lacks; "" when none is known."""
+    if flags.elsewhere is None or not flags.installed:
+        return ""
+    having = versions_with(flags.elsewhere, name, None if choice is None else str(choice))
+    installed = version_key(flags.versions[-1])
+    newer = [version for version in having if version_key(version) > installed]
+    if newer:
+        return f"needs {flags.profile.name} >= {newer[0]}, the oldest known to have it"
+    return f"{flags.profile.name} {having[-1]} is the last known to have it" if having else ""
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """Order versions by the numbers they begin with: `0.5.10.post1` is 0.5.10 here."""
+    return tuple(int(part) for part in re.findall(r"\d+", re.match(r"[\d.]*", version)[0]))  # type: ignore[index]
 
 
 def _render_loosely(setting: Setting) -> tuple[str, ...]:

@@ -55,10 +55,12 @@ class Control:
     python_path: str
     binary: str
     replicas: int | str
+    warm_first: bool
     gpus_per_replica: int
     depends_on: tuple[str, ...]
     start_stagger_s: float
     drain_timeout_s: float
+    gpu_wait_s: float
     log_max_bytes: int
     log_backups: int
 
@@ -188,6 +190,7 @@ def _open_table(raw: object, path: Path, faults: Faults) -> Document:
 def _control(given: Mapping[str, Value]) -> Control:
     absent = {"log_file": "", "python_path": "", "binary": "", "gpus_per_replica": 0}
     values: dict[str, object] = {**defaults_of(CONTROL), **absent, **given}
+    values["warm_first"] = given.get("warm_first", values["engine"] == "sglang")
     return Control(**values)  # type: ignore[arg-type]  # parse_table checked every type
 
 
@@ -201,7 +204,13 @@ def _probe(raw: object, profile: EngineProfile, path: Path, faults: Faults) -> P
             f"timeout_s {values['timeout_s']:g} is not below period_s {values['period_s']:g}",
             "a probe must end before the next one: raise period_s or lower timeout_s",
         )
-    return ProbeSpec(startup_path=profile.startup_path, liveness_path=profile.liveness_path, **values)
+    return ProbeSpec(
+        startup_path=profile.startup_path,
+        liveness_path=profile.liveness_path,
+        progress_paths=profile.progress_paths,
+        counters_first=profile.counters_first,
+        **values,
+    )
 
 
 def _restart(raw: object, path: Path, faults: Faults) -> RestartSpec:

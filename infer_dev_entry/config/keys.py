@@ -97,6 +97,12 @@ CONTROL = (
         text='a number, or `"per-gpu"`: fans out into `<name>-0`, `<name>-1`…, one GPU set each, ports counted up',
     ),
     Key(
+        name="warm_first",
+        kind="bool",
+        default_text="`true` (`llama_cpp`: `false`)",
+        text="true: the first replica loads alone, so that the others find the model in the page cache",
+    ),
+    Key(
         name="gpus_per_replica",
         kind="int",
         minimum=1,
@@ -120,6 +126,12 @@ CONTROL = (
         kind="seconds",
         default=30.0,
         text="time for running requests after SIGTERM, before SIGKILL",
+    ),
+    Key(
+        name="gpu_wait_s",
+        kind="seconds",
+        default=60.0,
+        text="a start that waits so long for GPU memory is reported with its holders; it waits on, and ends nobody",
     ),
     Key(name="log_max_bytes", kind="int", default=50_000_000, text="size at which the log rotates; 0: never"),
     Key(name="log_backups", kind="int", default=3, text="rotated logs that are kept"),
@@ -152,7 +164,13 @@ PROBE = (
         kind="int",
         minimum=1,
         default_text="6 (`llama_cpp`: 3)",
-        text="failures in a row that make a hang",
+        text="failures in a row, with no progress in the server's counters, that make a hang",
+    ),
+    Key(
+        name="stall_timeout_s",
+        kind="seconds",
+        default_text="900 (`llama_cpp`: 0)",
+        text="a start whose log says nothing for so long is restarted; 0: never",
     ),
 )
 
@@ -175,7 +193,15 @@ MODEL = (
     Key(name="local_dir", kind="path", default_text="none", text="directory the download goes to"),
 )
 
-SERVER = (Key(name="extra_args", kind="names", default=(), text="raw command-line words, appended as they are"),)
+SERVER = (
+    Key(name="extra_args", kind="names", default=(), text="raw command-line words, appended as they are"),
+    Key(
+        name="api_key_file", kind="path", default_text="none", text="file with the API key (`llama_cpp`: a key a line)"
+    ),
+    Key(name="api_key_env", kind="str", default_text="none", text="name of a variable of infer-dev's with the API key"),
+    Key(name="admin_api_key_file", kind="path", default_text="none", text="`sglang` only: file with the admin key"),
+    Key(name="admin_api_key_env", kind="str", default_text="none", text="`sglang` only: variable with the admin key"),
+)
 
 # Table → (its keys, what it is). `server`, `env` and `yaml` are open: they take flags and variables.
 INSTANCE_TABLES: Mapping[str, tuple[tuple[Key, ...], str]] = {

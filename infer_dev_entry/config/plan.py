@@ -13,7 +13,7 @@ from infer_dev_entry.config.gpus import GpuSet, Need, deal_gpus
 from infer_dev_entry.config.instances import Instance, read_instances, read_master
 from infer_dev_entry.config.order import order_instances
 from infer_dev_entry.config.parse import Document, clean_document, merge_overrides, parse_overrides, parse_toml
-from infer_dev_entry.config.ports import NcclPorts, replica_port
+from infer_dev_entry.config.ports import PortDealer, replica_port
 from infer_dev_entry.config.programs import Prepared, Preparer, ResolveOptions
 from infer_dev_entry.config.servers import ServerBuilder
 from infer_dev_entry.errors import ConfigError
@@ -108,14 +108,23 @@ def _build(
     names = {instance.name: _server_names(instance, seats) for instance in instances}
     _check_names(names, faults)
     order = order_instances(instances, names, faults)
-    given = {seat.prepared.arguments.nccl_port for seat in seats} | {seat.port for seat in seats}
-    builder = ServerBuilder(options, NcclPorts(port for port in given if port), checker)
+    builder = ServerBuilder(options, PortDealer(_given_ports(seats)), checker, faults)
     built: dict[str, list[ServerSpec]] = {instance.name: [] for instance in instances}
     for seat in seats:
         name = seat.prepared.instance.name
         server = builder.build(seat.prepared, seat.number, seat.gpu_ids, seat.port, order.waits[name])
         built[name].append(server)
     return tuple(server for name in order.names for server in built[name])
+
+
+def _given_ports(seats: Sequence[Seat]) -> set[int]:
+    """Every port that the config itself names, which no server is dealt."""
+    ports = {seat.port or 0 for seat in seats}
+    for seat in seats:
+        arguments = seat.prepared.arguments
+        ports |= {arguments.nccl_port + seat.number} if arguments.nccl_port else set()
+        ports |= {arguments.dist_init[1]} if arguments.dist_init else set()
+    return ports
 
 
 def _server_names(instance: Instance, seats: Sequence[Seat]) -> tuple[str, ...]:

@@ -1,12 +1,16 @@
-"""Deal ports: replicas count up from their instance's, and every SGLang gets a port of its own for NCCL."""
+"""Deal ports: replicas count up from their instance's, and every SGLang gets its own for NCCL and dist-init."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-LOWEST_PORT = 1024
 HIGHEST_PORT = 65535
-NCCL_OFFSET = 10_000
+LOWEST_DEALT = 1024
+# Linux gives 32768 and above to outgoing connections: there a port that was free when it was dealt may not stay so.
+HIGHEST_DEALT = 32767
+NCCL_OFFSET = -10_000
+# With attention that is data-parallel SGLang binds the dist-init port, the six after it, and the 13th after it.
+DIST_INIT_RUN = 14
 
 
 def replica_port(first: int, number: int) -> int | None:
@@ -15,19 +19,20 @@ def replica_port(first: int, number: int) -> int | None:
     return port if port <= HIGHEST_PORT else None
 
 
-class NcclPorts:
-    """Hands out NCCL ports that no server and no other NCCL uses. The same config always gets the same ports."""
+class PortDealer:
+    """Hands out ports that no server of the config uses. The same config always gets the same ports."""
 
     def __init__(self, taken: Iterable[int]) -> None:
         self._taken = set(taken)
 
-    def deal(self, http_port: int) -> int:
-        """Return the first free port from `http_port` + 10000 on, wrapped into 1024…65535."""
-        span = HIGHEST_PORT - LOWEST_PORT + 1
-        offset = (http_port + NCCL_OFFSET - LOWEST_PORT) % span
+    def deal(self, http_port: int, count: int = 1) -> int | None:
+        """Return the first of `count` free ports in a row, from `http_port` - 10000 on; None when there are none."""
+        span = HIGHEST_DEALT - LOWEST_DEALT + 2 - count
+        offset = (http_port + NCCL_OFFSET - LOWEST_DEALT) % span
         for step in range(span):
-            port = LOWEST_PORT + (offset + step) % span
-            if port not in self._taken:
-                self._taken.add(port)
-                return port
-        raise AssertionError("more servers than ports")  # a config has at most 1 MiB
+            first = LOWEST_DEALT + (offset + step) % span
+            run = range(first, first + count)
+            if self._taken.isdisjoint(run):
+                self._taken.update(run)
+                return first
+        return None

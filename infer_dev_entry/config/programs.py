@@ -174,7 +174,7 @@ class Preparer:
             return replace(packaged_flags(instance.profile.name), any_name=any_name)
         if interpreter not in self._catalogues:
             found = self._host.sglang_args_source(interpreter)
-            self._catalogues[interpreter] = installed_catalogue(*found) if found else None
+            self._catalogues[interpreter] = installed_catalogue(*found, self._host) if found else None
         catalogue = self._catalogues[interpreter]
         return sglang_flags(catalogue, installed=True) if catalogue else packaged_flags("sglang")
 

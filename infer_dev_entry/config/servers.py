@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from infer_dev_entry.config.checks import FleetChecker
+from infer_dev_entry.config.faults import Faults
 from infer_dev_entry.config.gpus import GpuSet
-from infer_dev_entry.config.ports import NcclPorts
+from infer_dev_entry.config.ports import DIST_INIT_RUN, PortDealer
 from infer_dev_entry.config.programs import Prepared, ResolveOptions
 from infer_dev_entry.config.yaml import render_yaml
 from infer_dev_entry.spec import FileSpec, ServerSpec
+
+Words = Mapping[str, tuple[str, ...]]
 
 
 class ServerBuilder:
     """Builds the servers of one fleet, one after the other."""
 
-    def __init__(self, options: ResolveOptions, nccl: NcclPorts, checker: FleetChecker) -> None:
+    def __init__(self, options: ResolveOptions, dealer: PortDealer, checker: FleetChecker, faults: Faults) -> None:
         self._options = options
-        self._nccl = nccl
+        self._dealer = dealer
         self._checker = checker
+        self._faults = faults
 
     def build(
         self, item: Prepared, number: int, gpu_ids: GpuSet, port: int | None, waits: tuple[str, ...]
@@ -31,10 +37,11 @@ class ServerBuilder:
         if port:
             path = item.arguments.origin("port", item.instance)
             self._checker.check_port(name, item.arguments.host, port, path)
+        words, more_ports = self._port_words(item, number, port or 0, name)
         return ServerSpec(
             name=name,
             engine=item.instance.profile.name,
-            argv=self._argv(item, number, port or 0, files, name),
+            argv=self._argv(item, {"port": ("--port", str(port or 0)), **words}, files),
             environment=self._environment(item, name, gpu_ids),
             gpu_ids=gpu_ids,
             host=item.arguments.host,
@@ -45,34 +52,67 @@ class ServerBuilder:
             depends_on=waits,
             start_stagger_s=control.start_stagger_s,
             drain_timeout_s=control.drain_timeout_s,
+            gpu_wait_s=control.gpu_wait_s,
             probe=item.instance.probe,
             restart=item.instance.restart,
             files=files,
+            more_ports=more_ports,
+            warm_after=item.name_of(0) if number and control.warm_first else "",
         )
 
-    def _argv(self, item: Prepared, number: int, port: int, files: tuple[FileSpec, ...], name: str) -> tuple[str, ...]:
+    def _argv(self, item: Prepared, ports: Words, files: tuple[FileSpec, ...]) -> tuple[str, ...]:
         words = dict(item.arguments.words)
         words.setdefault("host", ("--host", item.arguments.host))
-        words["port"] = ("--port", str(port))
-        if item.instance.profile.name == "sglang":
-            words.update(self._nccl_words(item, number, port, name))
-        elif "metrics" not in words:
-            words["metrics"] = ("--metrics",)
-        elif item.instance.control.binary and words["metrics"] == ("--no-metrics",):
-            words["metrics"] = ()  # the launcher alone knows that word; llama-server's are off until asked for
+        words.update(ports)
+        if item.instance.profile.name == "llama_cpp":
+            words.setdefault("metrics", ("--metrics",))
+            if item.instance.control.binary and words["metrics"] == ("--no-metrics",):
+                words["metrics"] = ()  # the launcher alone knows that word; llama-server's are off until asked for
         if files:
             words["config"] = (_FILE_FLAGS[item.instance.profile.name], files[0].path)
         return (*item.program, *(word for group in words.values() for word in group), *item.arguments.extra_args)
 
-    def _nccl_words(self, item: Prepared, number: int, port: int, name: str) -> dict[str, tuple[str, ...]]:
-        given = item.arguments.nccl_port
-        if any(word.partition("=")[0] == "--nccl-port" for word in item.arguments.extra_args):
-            return {}
-        if given is None:
-            return {"nccl-port": ("--nccl-port", str(self._nccl.deal(port)))}
-        path = item.arguments.origin("nccl-port", item.instance)
-        self._checker.check_port(name, "", given + number, path, "nccl_port")
-        return {"nccl-port": ("--nccl-port", str(given + number))}
+    def _port_words(self, item: Prepared, number: int, port: int, name: str) -> tuple[Words, tuple[int, ...]]:
+        """The ports that SGLang binds beside its own: the words that give it those we deal, and all to look at."""
+        if item.instance.profile.name != "sglang":
+            return {}, ()
+        words, ports = self._nccl(item, number, port, name)
+        if item.arguments.dist_init:
+            address, dist_init = item.arguments.dist_init
+            path = item.arguments.origin("dist-init-addr", item.instance)
+            self._checker.check_port(name, address, dist_init, path, "dist_init_addr")
+            return words, (*ports, dist_init)
+        if item.arguments.needs_dist_init:
+            first = self._deal(item, port, name, "dist_init_addr", DIST_INIT_RUN)
+            words = {**words, "dist-init-addr": ("--dist-init-addr", f"127.0.0.1:{first}")}
+            ports = (*ports, *range(first, first + DIST_INIT_RUN))
+        return words, ports
+
+    def _nccl(self, item: Prepared, number: int, port: int, name: str) -> tuple[Words, tuple[int, ...]]:
+        arguments = item.arguments
+        path = arguments.origin("nccl-port", item.instance)
+        if arguments.data_workers:
+            if arguments.nccl_port or arguments.raw_nccl_port:
+                problem = "every one of the dp_size workers would bind it"
+                self._faults.add(path, problem, "remove it; SGLang then finds a port for each")
+            return {}, ()
+        if arguments.raw_nccl_port:
+            self._checker.check_port(name, "", arguments.raw_nccl_port, path, "nccl_port")
+            return {}, (arguments.raw_nccl_port,)
+        if arguments.nccl_port:
+            given = arguments.nccl_port + number
+            self._checker.check_port(name, "", given, path, "nccl_port")
+            return {"nccl-port": ("--nccl-port", str(given))}, (given,)
+        dealt = self._deal(item, port, name, "nccl_port")
+        return {"nccl-port": ("--nccl-port", str(dealt))}, (dealt,)
+
+    def _deal(self, item: Prepared, port: int, name: str, use: str, count: int = 1) -> int:
+        dealt = self._dealer.deal(port, count)
+        if dealt is None:
+            self._faults.add(item.instance.path, f"no port is left for the {use} of a server", "have fewer servers")
+            return 0
+        self._checker.check_port(name, "", dealt, item.instance.path, use)
+        return dealt
 
     def _environment(self, item: Prepared, name: str, gpu_ids: GpuSet) -> tuple[tuple[str, str], ...]:
         variables = {"TMPDIR": f"{self._options.tmp_dir.rstrip('/')}/{name}", **item.instance.profile.environment}

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+FLAG_KINDS = ("switch", "pair", "value", "list", "optional")
+FLAG_TYPES = ("str", "int", "float", "json", "suffixed_int")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlagSpec:
@@ -39,6 +42,9 @@ class EngineProfile:
     period_s: float
     timeout_s: float
     failure_threshold: int
+    stall_timeout_s: float = 0.0
+    progress_paths: tuple[str, ...] = ()
+    counters_first: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     refused_environment: Mapping[str, str] = field(default_factory=dict)  # "NAME=value" → why it must not be set
     foreign_flags: Mapping[str, str] = field(default_factory=dict)  # another server's name for a flag → the mend

@@ -24,8 +24,7 @@ FLAGS = (
     FlagSpec(name="pooling", choices=("none", "mean", "cls", "last", "rank")),
     FlagSpec(name="metrics", aliases=("no-metrics",), kind="pair"),
     FlagSpec(name="slots", aliases=("no-slots",), kind="pair"),
-    FlagSpec(name="api-key"),  # never on the command line: it goes to a file for api-key-file
-    FlagSpec(name="api-key-file"),
+    FlagSpec(name="api-key"),  # never on the command line: it goes to a file of ours for --api-key-file
     FlagSpec(name="chat-template"),
     FlagSpec(name="jinja", aliases=("no-jinja",), kind="pair"),
     FlagSpec(name="seed", aliases=("s",), type="int"),
@@ -56,6 +55,7 @@ PROFILE = EngineProfile(
     period_s=5.0,
     timeout_s=3.0,
     failure_threshold=3,
+    progress_paths=("/metrics",),
     foreign_flags={
         "max_model_len": "llama_cpp calls it ctx_size",
         "n_ctx": "llama_cpp calls it ctx_size",

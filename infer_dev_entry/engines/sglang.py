@@ -27,8 +27,7 @@ FOREIGN_FLAGS = {
     "metrics": "sglang calls it enable_metrics",
     "num_gpus": "sglang calls it tp_size",
     "n_gpu_layers": "sglang puts the whole model on the GPU; remove it",
-    "api_keys_file": "sglang has none; use api_key (it is kept out of the command line), or keys in a gateway",
-    "api_key_file": "sglang has none; use api_key (it is kept out of the command line), or keys in a gateway",
+    "api_keys_file": "sglang takes one key: use api_key_file (a file with one line), or keys in a gateway",
 }
 
 VALUE_MENDS = {
@@ -50,12 +49,23 @@ PROFILE = EngineProfile(
     period_s=20.0,
     timeout_s=15.0,
     failure_threshold=6,
+    # A compilation or a slow disk may be silent for minutes.
+    stall_timeout_s=900.0,
+    # /v1/loads since 0.5.9; /metrics with enable_metrics. Neither makes the server generate.
+    progress_paths=("/v1/loads?include=core", "/metrics"),
+    counters_first=True,
     # Without these a crashed scheduler takes 66 s to exit instead of 1 s.
     environment={"SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0", "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0"},
     refused_environment={
         "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION=0": (
             "it makes /health answer 200 with the scheduler stopped, so that a hang would never be found; remove it"
         ),
+        **{
+            f"SGLANG_DIAG_BYPASS_HEALTH_GENERATE={word}": (
+                "it makes /health answer 200 with the scheduler stopped, so that a hang would never be found; remove it"
+            )
+            for word in ("1", "true", "True", "TRUE")
+        },
     },
     foreign_flags=FOREIGN_FLAGS,
     value_mends=VALUE_MENDS,

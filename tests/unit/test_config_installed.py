@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
+from infer_dev_entry.config import NoHost
 from infer_dev_entry.config.installed import FEWEST_FLAGS, installed_catalogue, parse_flags
 from infer_dev_entry.engines import FlagSpec
+from infer_dev_entry.host import CACHE_NAME, LiveHost
 
 SOURCE = """
 from __future__ import annotations
@@ -107,3 +112,122 @@ def test_unknown_version_is_read_from_its_source() -> None:
 @pytest.mark.parametrize("source", ["", "def (", "\0", "x = 1", SOURCE, "(" * 1000 + ")" * 1000])
 def test_source_of_another_shape_is_left_to_the_catalogue(source: str) -> None:
     assert installed_catalogue("9.9.9", source) is None
+
+
+# lists of choices that are not literals
+
+
+def choices_of(source: str, name: str) -> tuple[str, ...]:
+    return next(form.choices for form in parse_flags(source, "9.9.9") if form.name == name)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        # the registry of parsers, as older versions import it
+        (
+            "class FunctionCallParser:\n    ToolCallParserEnum: Dict[str, type] = {'glm45': A1, 'glm47': A2}\n"
+            "def add(parser):\n    choices = list(FunctionCallParser.ToolCallParserEnum.keys())\n"
+            "    parser.add_argument('--x', choices=['auto'] + choices)\n",
+            ("auto", "glm45", "glm47"),
+        ),
+        # a module of names, behind a function, as 0.5.23 has it
+        (
+            "NAMES = ['glm45', 'glm47']\n"
+            "def _choices():\n    if plugin:\n        return list(plugin.names)\n    return list(NAMES)\n"
+            "class A0:\n    def add(parser):\n        c = _choices()\n        parser.add_argument('--x', choices=c)\n",
+            ("glm45", "glm47"),
+        ),
+        ("ONE = 'a'\nparser.add_argument('--x', choices=sorted({ONE, 'b'}))\n", ("a", "b")),
+        ("BASE = ('a',)\nparser.add_argument('--x', choices=[*BASE, 'b', 'a'])\n", ("a", "b")),
+        ("parser.add_argument('--x', choices=['a'] + plugins())\n", ()),
+        ("parser.add_argument('--x', choices=[m.name for m in Modes])\n", ()),
+        ("parser.add_argument('--x', choices=['a', NOWHERE])\n", ()),
+        ("P = Q\nQ = P + ['a']\nparser.add_argument('--x', choices=P)\n", ()),
+    ],
+)
+def test_choices_are_worked_out_as_far_as_the_source_tells(source: str, expected: tuple[str, ...]) -> None:
+    assert set(choices_of(source, "x")) == set(expected)
+
+
+@pytest.mark.parametrize(
+    ("help_", "deprecated"),
+    [
+        ("Deprecated. Use --image-processor-backend=pil instead.", "--image-processor-backend=pil"),
+        ("(Deprecated, use --smg-grpc-mode) Legacy selector.", "--smg-grpc-mode"),
+        ("[Deprecated] Alias for --elastic-ep-join-mode recover.", "--elastic-ep-join-mode"),
+        ("deprecated: has no effect", "-"),
+        ("Use the legacy server. Replaces the deprecated --grpc-mode.", ""),
+    ],
+)
+def test_successor_of_a_deprecated_flag_is_read_from_its_help(help_: str, deprecated: str) -> None:
+    source = f"class S:\n    x: A[bool, {help_!r}] = False\n    y: A[bool, Arg(help={help_!r})] = False\n"
+    assert {form.deprecated for form in parse_flags(source, "9.9.9")} == {deprecated}
+
+
+# what an earlier run has worked out
+
+
+class Memory(NoHost):
+    """A host that remembers one text, and counts."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__()
+        self.text, self.key, self.kept = text, "", 0
+
+    def recall(self, key: str, /) -> str:
+        return self.text if not self.key or key == self.key else ""
+
+    def keep(self, key: str, text: str, /) -> None:
+        self.key, self.text, self.kept = key, text, self.kept + 1
+
+
+MANY = SOURCE + "".join(f"parser.add_argument('--x{number}')\n" for number in range(FEWEST_FLAGS))
+
+
+def test_flags_of_a_source_are_worked_out_once() -> None:
+    host = Memory()
+    first = installed_catalogue("9.9.9", MANY, host)
+    assert installed_catalogue("9.9.9", MANY, host) == first
+    assert host.kept == 1
+    assert installed_catalogue("9.9.9", MANY + "parser.add_argument('--more')\n", host) != first
+    assert host.kept == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no json",
+        "[]",
+        "{}",
+        '{"versions": ["9.9.9"], "flags": []}',
+        '{"versions": ["9.9.9"], "flags": [[[0], ["x"], "odd", "str", [], ""]]}',
+        '{"versions": ["9.9.9"], "flags": [[[0], ["x"], "value", [], [], ""]]}',
+        '{"versions": ["9.9.9"], "flags": [[[7], ["x"], "value", "str", [], ""]]}',
+        '{"versions": ["9.9.9"], "flags": [[[], [], 0]]}',
+        '{"versions": ["9.9.9"], "flags": [[["a"], ["x"], "value", "str", [], ""]]}',
+        '{"versions": 7, "flags": 7}',
+        "[" * 100_000,
+    ],
+)
+def test_odd_memory_is_worked_out_anew(text: str) -> None:
+    host = Memory(text)
+    catalogue = installed_catalogue("9.9.9", MANY, host)
+    assert catalogue == installed_catalogue("9.9.9", MANY)
+    assert host.kept == 1
+
+
+def test_live_cache_lies_in_its_directory_and_trusts_its_key_alone(tmp_path: Path) -> None:
+    host = LiveHost(cache_dir=str(tmp_path))
+    assert host.recall("k") == ""
+    host.keep("k", "text")
+    assert (host.recall("k"), host.recall("other")) == ("text", "")
+    assert [path.name for path in tmp_path.iterdir()] == [CACHE_NAME]
+    (tmp_path / CACHE_NAME).unlink()
+    os.mkfifo(tmp_path / CACHE_NAME)  # hangs nobody
+    assert host.recall("k") == ""
+    host.keep("k", "text")
+    assert host.recall("k") == "text"
+    LiveHost(cache_dir=str(tmp_path / "absent")).keep("k", "text")
+    assert LiveHost().recall("k") == ""

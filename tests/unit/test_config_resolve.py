@@ -104,7 +104,7 @@ def test_resolve_full_file_gives_the_exact_server() -> None:
     glm = one(FULL)
     assert glm.argv == (
         "/proj/env/bin/python", "-m", "sglang.launch_server", "--host", "0.0.0.0", "--port", "31000",
-        "--mem-fraction-static", "0.85", "--model-path", "org/glm", "--tp-size", "2", "--nccl-port", "41000",
+        "--mem-fraction-static", "0.85", "--model-path", "org/glm", "--tp-size", "2", "--nccl-port", "21000",
         "--raw", "tokens",
     )  # fmt: skip
     assert glm.environment == (
@@ -189,7 +189,7 @@ def test_llama_flag_renders_as_the_launcher_reads_it(lines: str, expected: tuple
 def test_port_that_is_switched_off_is_the_default() -> None:
     spec = one(server("port = false\nnccl_port = false"))
     assert spec.port == 30000
-    assert spec.argv[5:] == ("--port", "30000", "--nccl-port", "40000", "--host", "127.0.0.1")
+    assert spec.argv[5:] == ("--port", "30000", "--nccl-port", "20000", "--host", "127.0.0.1")
 
 
 def test_llama_server_has_metrics_unless_told_otherwise() -> None:
@@ -275,7 +275,7 @@ def test_model_path_of_an_llama_instance_is_accepted_with_a_warning() -> None:
         ("max_model_len = 8", "sglang has no such flag; sglang calls it context_length"),
         ("max_context_length = 8", "sglang calls it context_length"),
         ("gpu_memory_utilization = 0.9", "sglang calls it mem_fraction_static"),
-        ('api_keys_file = "/x"', "sglang has none; use api_key"),
+        ('api_keys_file = "/x"', "sglang takes one key: use api_key_file"),
         ("tp_sizes = 8", "sglang has no such flag; did you mean tp_size?"),
         ("tp_size = 1\ntensor_parallel_size = 2", "the same flag as tp_size; remove one of them"),
         ("max_running_requests = 2020-01-01", "expected a str, a number or a bool, got a date; quote it"),
@@ -741,3 +741,83 @@ def test_mixed_engines_share_the_global_table() -> None:
     assert "--mem-fraction-static" in sglang.argv and "--threads" not in sglang.argv
     assert "--threads" in llama.argv and "--mem-fraction-static" not in llama.argv
     assert len([warning for warning in plan.warnings if "left out for engine" in warning]) == 2
+
+
+# ports beside the server's own, and replicas that wait
+
+
+def test_dealt_ports_are_told_to_the_starter_and_lie_below_the_ephemeral_range() -> None:
+    plan = plan_of(fleet(a="", b="") + "enable_dp_attention = true\ndp_size = 4\ntp_size = 4\n")
+    a, b = plan.servers
+    assert a.more_ports == (int(a.argv[a.argv.index("--nccl-port") + 1]),)
+    nccl, first, *rest = b.more_ports
+    assert b.argv[b.argv.index("--dist-init-addr") + 1] == f"127.0.0.1:{first}"
+    assert rest == list(range(first + 1, first + 14))
+    every = [a.port, *a.more_ports, b.port, *b.more_ports]
+    assert len(set(every)) == len(every)
+    assert max(nccl, first + 13, *a.more_ports) < 32768
+
+
+def test_data_parallel_workers_find_their_own_nccl_ports() -> None:
+    spec = one(server("dp_size = 2"))
+    assert "--nccl-port" not in spec.argv
+    assert spec.more_ports == ()
+    (fault,) = faults_of(server("dp_size = 2\nnccl_port = 9000"))
+    assert "nccl_port: every one of the dp_size workers would bind it; remove it" in fault
+
+
+def test_data_parallel_workers_count_as_gpus() -> None:
+    text = "[instance.a.control]\ngpu_ids = '0,1'\n[instance.a.server]\nmodel_path='m'\ndp_size=4\n"
+    (fault,) = faults_of(text, FakeHost(EIGHT))
+    assert "needs 4 GPUs" in fault
+
+
+@pytest.mark.parametrize(
+    ("lines", "ports", "expected"),
+    [
+        ("", {20000: "pid 7 (x)"}, "nccl_port 20000 of a is in use by pid 7 (x)"),
+        ("nccl_port = 9000", {9000: "pid 7 (x)"}, "nccl_port 9000 of a is in use by pid 7 (x)"),
+        ('extra_args = ["--nccl-port", "9001"]', {9001: "pid 7 (x)"}, "nccl_port 9001 of a is in use by pid 7 (x)"),
+        ('dist_init_addr = "127.0.0.1:9002"', {9002: "pid 7 (x)"}, "dist_init_addr 9002 of a is in use by pid 7 (x)"),
+        ('dist_init_addr = "127.0.0.1:30000"', {}, "dist_init_addr 30000 of a is also used by a"),
+    ],
+)
+def test_port_beside_the_servers_own_is_checked(lines: str, ports: dict[int, str], expected: str) -> None:
+    (fault,) = faults_of(server(lines), FakeHost(ports=ports))
+    assert expected in fault
+
+
+def test_dist_init_address_of_another_node_is_not_bound_here() -> None:
+    lines = 'nnodes = 2\nnode_rank = 1\ndist_init_addr = "10.0.0.1:9002"\nnccl_port = 9000'
+    assert one(server(lines), FakeHost(ports={9002: "pid 7 (x)"})).more_ports == (9000,)
+
+
+def test_replicas_of_sglang_wait_for_the_first_to_warm_the_page_cache() -> None:
+    def waits(control: str, engine: str = "sglang") -> list[str]:
+        model = "model" if engine == "llama_cpp" else "model_path"
+        control = f'replicas = 3\ngpu_ids = "none"\nengine = "{engine}"\n{control}'
+        text = f"[instance.a.control]\n{control}\n[instance.a.server]\n{model} = '/m'\n"
+        return [spec.warm_after for spec in plan_of(text).servers]
+
+    assert waits("") == ["", "a-0", "a-0"]
+    assert waits("warm_first = false") == waits("", "llama_cpp") == ["", "", ""]
+    assert waits("warm_first = true", "llama_cpp") == ["", "a-0", "a-0"]
+
+
+@pytest.mark.parametrize(
+    ("version", "lines", "expected"),
+    [
+        ("0.5.7", 'tool_call_parser = "gemma4"', "needs sglang >= 0.5.17, the oldest known to have it; choices: glm47"),
+        ("0.5.23", 'reasoning_parser = "nano_v3"', "sglang 0.5.7 is the last known to have it"),
+        ("0.5.7", "attn_dp_size = 2", "sglang 0.5.7 has no such flag; needs sglang >= 0.5.23"),
+        ("0.5.23", 'tool_call_parser = "glm48"', "choices: glm47"),
+    ],
+)
+def test_installed_version_that_lacks_something_says_which_one_has_it(version: str, lines: str, expected: str) -> None:
+    (fault,) = faults_of(server(lines), FakeHost(sglang=version))
+    assert expected in fault
+
+
+def test_deprecated_flag_names_its_successor_also_when_only_its_help_does() -> None:
+    assert plan_of(server("grpc_mode = true"), FakeHost(sglang="0.5.23")).warnings[0].endswith("use --smg-grpc-mode")
+    assert not plan_of(server("smg_grpc_mode = true"), FakeHost(sglang="0.5.23")).warnings

@@ -61,5 +61,6 @@ def test_profile_flag_is_the_launchers(flag: FlagSpec) -> None:
 
 def test_profile_knows_every_flag_of_the_launcher() -> None:
     known = {flag.name for flag in FLAGS} | {alias for flag in FLAGS for alias in flag.aliases} | {"help"}
+    known |= {"api-key-file"}  # the file that we write for api_key; a config's api_key_file is read by us
     options = {option for action in build_parser()._actions for option in action.option_strings}
     assert {option.removeprefix("--") for option in options if option.startswith("--")} <= known

@@ -59,3 +59,9 @@ def test_line_is_always_one_short_printable_line(line: str) -> None:
     assert len(cleaned) <= 300
     assert "\n" not in cleaned
     assert "\x1b" not in cleaned
+
+
+def test_known_secret_is_blotted_out_wherever_it_stands(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("Traceback: bad header x-y-z\n")
+    assert read_last_line(str(log), ("x-y-z",)) == "Traceback: bad header ***"

@@ -77,3 +77,11 @@ def test_mirror_prefixes_lines_and_takes_a_new_list(tmp_path: Path) -> None:
 def test_mirror_unreadable_list_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "mirror.json").write_text("{")
     assert Mirror(str(tmp_path / "mirror.json")).turn() == b""
+
+
+def test_mirror_shows_no_keys(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_bytes(b"args(api_key='s3cret', port=1)\n#new-token: 7\n\xff\n")
+    (tmp_path / "mirror.json").write_text(json.dumps({"a": [str(tmp_path / "a.log"), 0]}))
+    assert Mirror(str(tmp_path / "mirror.json")).turn() == (
+        b"[a] args(api_key=***, port=1)\n[a] #new-token: 7\n[a] \xff\n"
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from infer_dev_entry.engines import FlagSpec
+from infer_dev_entry.engines import FLAG_KINDS, FLAG_TYPES, FlagSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,11 +22,31 @@ class Catalogue:
 @cache
 def load_catalogue() -> Catalogue:
     """Load the packaged catalogue; the only read that `config` does, and always of its own package."""
-    data = json.loads(resources.files(__package__).joinpath("sglang.json").read_text("utf-8"))
-    versions = tuple(str(version) for version in data["versions"])
-    rows = sorted(data["flags"], key=lambda row: max(row[0]))  # oldest first, by the last version that has the form
-    forms = [_form(row, versions) for row in rows]
+    return parse_catalogue(resources.files(__package__).joinpath("sglang.json").read_text("utf-8"))
+
+
+def parse_catalogue(text: str) -> Catalogue:
+    """Parse what `render_catalogue` or tools/make_catalogue.py wrote.
+
+    Raises:
+        ValueError: the text is no such catalogue.
+    """
+    try:
+        data = json.loads(text)
+        versions = tuple(str(version) for version in data["versions"])
+        rows = sorted(data["flags"], key=lambda row: max(row[0]))  # oldest first, by the last version that has the form
+        forms = [_form(row, versions) for row in rows]
+    except (KeyError, TypeError, IndexError, RecursionError) as error:
+        raise ValueError(f"cannot parse catalogue: {type(error).__name__}: {error}") from error
     return Catalogue(versions=versions, flags=index_flags(forms))
+
+
+def render_catalogue(version: str, forms: Iterable[FlagSpec]) -> str:
+    """Render the flags of one version as text that `parse_catalogue` reads back."""
+    rows = [
+        [[0], [form.name, *form.aliases], form.kind, form.type, list(form.choices), form.deprecated] for form in forms
+    ]
+    return json.dumps({"versions": [version], "flags": rows}, separators=(",", ":"))
 
 
 def index_flags(forms: list[FlagSpec]) -> Mapping[str, tuple[FlagSpec, ...]]:
@@ -38,9 +58,19 @@ def index_flags(forms: list[FlagSpec]) -> Mapping[str, tuple[FlagSpec, ...]]:
     return index
 
 
+def versions_with(catalogue: Catalogue, name: str, choice: str | None = None) -> tuple[str, ...]:
+    """Return the versions that have a flag and, when a choice is given, offer it; oldest first."""
+    forms = catalogue.flags.get(name, ())
+    having = {version for form in forms if choice is None or choice in form.choices for version in form.versions}
+    return tuple(version for version in catalogue.versions if version in having)
+
+
 def _form(row: list[object], versions: tuple[str, ...]) -> FlagSpec:
     numbers, names, kind, type_, choices, deprecated = row
-    assert isinstance(numbers, list) and isinstance(names, list) and isinstance(choices, list)
+    if not (isinstance(numbers, list) and isinstance(names, list) and isinstance(choices, list)):
+        raise TypeError("not a row of lists")
+    if kind not in FLAG_KINDS or type_ not in FLAG_TYPES:
+        raise ValueError(f"not a kind and a type of flag: {kind}, {type_}")
     bare = [str(name).removeprefix("--") for name in names]
     return FlagSpec(
         name=bare[0],
