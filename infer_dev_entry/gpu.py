@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from infer_dev_entry.config.facts import Gpu
+from infer_dev_entry.gpu_wait import NO_DRIVER, GpuLook, GpuMemory, Holder
 
 _T = TypeVar("_T")
 
@@ -21,6 +22,15 @@ class GpuUse:
     used_bytes: int
     total_bytes: int
     pids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Driver:
+    """The NVIDIA driver and the CUDA version that it serves; without one `cuda` is None, and `problem` says why."""
+
+    version: str = ""
+    cuda: tuple[int, int] | None = None
+    problem: str = ""
 
 
 class GpuDoor:
@@ -38,6 +48,75 @@ class GpuDoor:
         """Read every GPU's memory and processes; None without a driver."""
         return self._ask(self._read_use)
 
+    def look(self, gpu_ids: tuple[str, ...] | None, describe: Callable[[int, int], Holder | None]) -> GpuLook:
+        """Read the memory of these GPUs (numbers, UUIDs, MIG UUIDs; None: all), those that the driver has lost apart.
+
+        `describe` turns a pid and its bytes into a holder; None says that no such process lives here.
+        """
+        nvml = self._nvml = self._nvml or _import_nvml()
+        if nvml is None:
+            return NO_DRIVER
+        try:
+            self._ensure_open()
+            count = nvml.nvmlDeviceGetCount()
+        except nvml.NVMLError as error:
+            self.close()
+            return GpuLook(problem=str(error))
+        gpus: list[GpuMemory] = []
+        lost: list[str] = []
+        for gpu_id in gpu_ids if gpu_ids is not None else map(str, range(count)):
+            try:
+                gpus.append(self._read_memory(gpu_id, describe))
+            except nvml.NVMLError as error:
+                # Any other error is of an id that cannot be asked for here, as a MIG slice's often is.
+                if error.value in (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED):
+                    lost.append(f"GPU {gpu_id} is lost: {error}")
+        return GpuLook(gpus=tuple(gpus), lost=tuple(lost))
+
+    def _read_memory(self, gpu_id: str, describe: Callable[[int, int], Holder | None]) -> GpuMemory:
+        nvml = self._nvml
+        if gpu_id.isdigit():
+            handle = nvml.nvmlDeviceGetHandleByIndex(int(gpu_id))
+        else:
+            handle = nvml.nvmlDeviceGetHandleByUUID(self._full_uuid(gpu_id).encode())
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        holders: dict[int, Holder] = {}
+        for read in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
+            with suppress(nvml.NVMLError):  # not every driver tells a container
+                for process in read(handle):
+                    holder = describe(int(process.pid), int(process.usedGpuMemory or 0))
+                    holders |= {holder.pid: holder} if holder else {}
+        return GpuMemory(
+            gpu=_text(nvml.nvmlDeviceGetUUID(handle)),
+            label=f"GPU {gpu_id}",
+            used_bytes=int(memory.used),
+            total_bytes=int(memory.total),
+            holders=tuple(holders.values()),
+        )
+
+    def _full_uuid(self, gpu_id: str) -> str:
+        """CUDA takes the first letters of a GPU's UUID as well; the driver does not."""
+        nvml = self._nvml
+        for index in range(nvml.nvmlDeviceGetCount() if gpu_id.startswith("GPU-") else 0):
+            with suppress(nvml.NVMLError):
+                uuid = _text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index)))
+                if uuid.startswith(gpu_id):
+                    return uuid
+        return gpu_id
+
+    def driver(self) -> Driver:
+        """Read the driver's versions; NVML's own words say why there are none."""
+        nvml = self._nvml = self._nvml or _import_nvml()
+        if nvml is None:
+            return Driver(problem="the Python package nvidia-ml-py is not installed")
+        try:
+            self._ensure_open()
+            version, cuda = _text(nvml.nvmlSystemGetDriverVersion()), int(nvml.nvmlSystemGetCudaDriverVersion_v2())
+        except nvml.NVMLError as error:
+            self.close()
+            return Driver(problem=str(error))
+        return Driver(version=version, cuda=(cuda // 1000, cuda % 1000 // 10))
+
     def close(self) -> None:
         """Close the connection; the next question opens it again."""
         if self._open:
@@ -50,13 +129,16 @@ class GpuDoor:
         if nvml is None:
             return None
         try:
-            if not self._open:
-                nvml.nvmlInit()
-                self._open = True
+            self._ensure_open()
             return tuple(read(index) for index in range(nvml.nvmlDeviceGetCount()))
         except nvml.NVMLError:
             self.close()  # a driver that was reloaded answers again only to a new connection
             return None
+
+    def _ensure_open(self) -> None:
+        if not self._open:
+            self._nvml.nvmlInit()
+            self._open = True
 
     def _read_gpu(self, index: int) -> Gpu:
         nvml = self._nvml

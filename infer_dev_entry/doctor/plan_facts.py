@@ -1,0 +1,105 @@
+"""Resolve the config for the doctor: its faults as rows, and what its servers wish for even when it has faults."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from infer_dev_entry.config import Gpu, Host, NoHost, ResolveOptions, resolve
+from infer_dev_entry.doctor.rows import Row, fail, ok, skip, warn
+from infer_dev_entry.doctor.wishes import Wish, read_wish
+from infer_dev_entry.errors import ConfigError
+from infer_dev_entry.host import LiveHost, expand_path, read_config
+from infer_dev_entry.planner import ENGINE_LAUNCHER, instance_tmp_dir
+from infer_dev_entry.rundir import client_run_dir, read_text
+from infer_dev_entry.settings import Settings
+from infer_dev_entry.spec import Plan
+
+MOST_ROWS = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFacts:
+    """The rows of the config itself, and its servers' wishes: None without a config that can be read."""
+
+    rows: tuple[Row, ...]
+    wishes: tuple[Wish, ...] | None = None
+
+
+class _DoctorHost(LiveHost):
+    """This machine, but for what the doctor looks at itself, in more detail: ports, models, and GPUs, already read."""
+
+    def __init__(self, gpus: tuple[Gpu, ...] | None, environ: Mapping[str, str]) -> None:
+        super().__init__(environ=environ)
+        self._gpus, self._asked_gpus = gpus, True
+
+    def port_holder(self, _host: str, _port: int) -> str | None:
+        return None
+
+    def model_problem(self, _path: str) -> str | None:
+        return None
+
+
+class _TextHost(NoHost):
+    """The same machine's GPUs and home, and no complaint: for reading on in a config that has faults here."""
+
+    def expand(self, path: str) -> str:
+        return expand_path(path)
+
+
+def read_plan(path: str, settings: Settings, environ: Mapping[str, str], gpus: tuple[Gpu, ...] | None) -> PlanFacts:
+    """Resolve the config against this machine."""
+    if not path:
+        return PlanFacts(rows=(skip("config", "none is named: give CONFIG, or set AUTO_INFER_SGLANG_CONFIG"),))
+    try:
+        text = read_config(path)
+        plan = _resolve(text, path, settings, environ, _DoctorHost(gpus, environ))
+    except ConfigError as error:
+        faults = _limited([fail("config", fault) for fault in error.faults])
+        return PlanFacts(rows=faults, wishes=_read_on(path, settings, environ, gpus))
+    warnings = [warn("config", warning) for warning in plan.warnings]
+    count = f"{len(plan.servers)} server{'' if len(plan.servers) == 1 else 's'}"
+    return PlanFacts(
+        rows=(ok("config", f"{path}: {count}"), *_limited(warnings)), wishes=tuple(map(read_wish, plan.servers))
+    )
+
+
+def _read_on(
+    path: str, settings: Settings, environ: Mapping[str, str], gpus: tuple[Gpu, ...] | None
+) -> tuple[Wish, ...] | None:
+    for host in (_TextHost(gpus=gpus), _TextHost()):
+        try:
+            plan = _resolve(read_config(path), path, settings, environ, host)
+        except ConfigError:
+            continue
+        return tuple(map(read_wish, plan.servers))
+    return None
+
+
+def _resolve(text: str, path: str, settings: Settings, environ: Mapping[str, str], host: Host) -> Plan:
+    options = ResolveOptions(
+        overrides=settings.overrides,
+        project_dir=settings.project_dir,
+        python=settings.python,
+        engine_python=sys.executable,
+        engine_launcher=ENGINE_LAUNCHER,
+        run_dir=client_run_dir(environ),
+        tmp_dir=instance_tmp_dir(environ, fleet_mark(environ)),
+        model_download=settings.model_download_on_boot,
+    )
+    return resolve(text, source=path, options=options, host=host)
+
+
+def fleet_mark(environ: Mapping[str, str]) -> str:
+    """Return the id of the fleet whose ports are not in the way; looking makes no run directory."""
+    return read_text(f"{client_run_dir(environ)}/fleet-id").strip() or "doctor"
+
+
+def _limited(rows: list[Row]) -> tuple[Row, ...]:
+    if len(rows) <= MOST_ROWS:
+        return tuple(rows)
+    more = Row(
+        check="config", verdict=rows[0].verdict, seen=f"and {len(rows) - MOST_ROWS} more: infer-dev config check"
+    )
+    return (*rows[:MOST_ROWS], more)
