@@ -37,7 +37,26 @@ while True:
         peer.recv(4096)
         peer.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\nConnection: close\\r\\n\\r\\nok")
 """
-_TEXTS = {"quiet": _QUIET, "stubborn": _STUBBORN, "http": _HTTP}
+# What matters of SGLang: /health makes an idle server generate, POST stands for a request, /v1/loads counts. GET /count
+# tells how often it generated for a probe alone.
+_LOADS = """#!{python} -S
+import json, socket, sys, os, time
+port = sys.argv[sys.argv.index("--port") + 1]
+listener = socket.create_server(("127.0.0.1", int(port)), backlog=64)
+with open("{fifo}", "w") as fifo:
+    fifo.write(f"{{port}} {{os.getpid()}}\\n")
+probed = served = 0
+while True:
+    peer, _ = listener.accept()
+    with peer:
+        request = peer.recv(4096)
+        probed += request.startswith(b"GET /health")
+        served += request.startswith(b"POST")
+        load = {{"timestamp": time.time(), "num_running_reqs": 0, "total_prefill_uncached_tokens": served}}
+        body = json.dumps(probed if request.startswith(b"GET /count") else {{"loads": [load]}}).encode()
+        peer.sendall(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\n\\r\\n" + body)
+"""
+_TEXTS = {"quiet": _QUIET, "stubborn": _STUBBORN, "http": _HTTP, "loads": _LOADS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +122,7 @@ class Arrivals:
 
 
 def write_child(directory: Path, kind: str) -> tuple[str, Arrivals]:
-    """Write a server's program (`quiet`, `stubborn` or `http`), called with `… --port N …`; return it and its news."""
+    """Write the program of a server of some kind (`_TEXTS`), called with `… --port N …`; return it and its news."""
     fifo = directory / "arrivals"
     program = directory / "server"
     program.write_text(_TEXTS[kind].format(fifo=fifo, python=sys.executable), encoding="utf-8")

@@ -103,11 +103,12 @@ def private_dir() -> Iterator[Path]:
         yield Path(name)
 
 
-def render_fleet(program: str, ports: Sequence[int], directory: Path, tables: str) -> str:
+def render_fleet(program: str, ports: Sequence[int], directory: Path, tables: str, engine: str) -> str:
     """Render the TOML of a fleet of `w0`, `w1`…; `tables` is added, with `{name}` replaced, for each."""
+    key, flag = ("binary", "model") if engine == "llama_cpp" else ("python_path", "model_path")
     text = (
-        f'[instance.control]\nengine = "llama_cpp"\nbinary = "{program}"\nlog_dir = "{directory}"\ngpu_ids = "none"\n'
-        '[instance.server]\nmodel = "/dev/null"\n'
+        f'[instance.control]\nengine = "{engine}"\n{key} = "{program}"\nlog_dir = "{directory}"\ngpu_ids = "none"\n'
+        f'[instance.server]\n{flag} = "/dev/null"\n'
     )
     for index, port in enumerate(ports):
         text += f"[instance.w{index}.server]\nport = {port}\n" + tables.format(name=f"w{index}")
@@ -115,13 +116,13 @@ def render_fleet(program: str, ports: Sequence[int], directory: Path, tables: st
 
 
 @contextmanager
-def run_ours(kind: str, count: int, tables: str = "") -> Iterator[ManagedByUs]:
+def run_ours(kind: str, count: int, tables: str = "", *, engine: str = "llama_cpp") -> Iterator[ManagedByUs]:
     """Run `infer-dev entry` with `count` servers of a kind of child."""
     with private_dir() as directory:
         program, arrivals = write_child(directory, kind)
         ports = free_ports(count)
         config = directory / "fleet.toml"
-        config.write_text(render_fleet(program, ports, directory, tables), encoding="utf-8")
+        config.write_text(render_fleet(program, ports, directory, tables, engine), encoding="utf-8")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("AUTO_INFER_", "INFER_DEV_"))}
         environ = kept | {
             "AUTO_INFER_SGLANG_ON_BOOT": "1",

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from infer_dev_entry.diagnosis.model import HUNG, PORT_IN_USE, UNKNOWN, Policy
 from infer_dev_entry.fleet import (
     Action,
     Configure,
     Ending,
     Fleet,
+    GpuSeen,
     Kill,
+    LookAtGpus,
     Observation,
     PlanWish,
     Probe,
     ProbeSeen,
     ProcessSeen,
+    Record,
+    Remember,
     Report,
     Result,
     Server,
@@ -36,10 +41,15 @@ from infer_dev_entry.fleet import (
     can_start_but_for_time,
     find_server,
     is_probed,
+    is_warmed_for,
     missing_dependencies,
+    shares_gpu,
     wants_supervisor,
 )
+from infer_dev_entry.gpu_wait import GpuWait, Verdict, judge, needed_share, needs_look
+from infer_dev_entry.progress import describe_counters, is_working
 from infer_dev_entry.spec import ServerSpec
+from infer_dev_entry.startup import describe_stall, describe_start, left_s, take_log, take_readiness
 
 # While a server starts it is probed this often, whatever its liveness period: readiness is news, and a refused
 # connection costs nothing.
@@ -47,6 +57,9 @@ STARTUP_PROBE_PERIOD_S = 1.0
 # Probes may come this share of their period early, so that servers are probed together: eight probes one by one cost an
 # idle PID 1 twice the CPU time of eight at once.
 PROBE_SLACK = 0.1
+# Counters stand in for a probe when their server still ran this share of the period ago. The next probe comes as much
+# earlier, so that a hang is found as soon as without them.
+FRESH_SHARE = 0.05
 # A process that survives SIGKILL this long (uninterruptible sleep in a driver) is signalled and reported again.
 KILL_RETRY_S = 10.0
 # A long load says this often that it still goes on.
@@ -186,6 +199,8 @@ class _Turn:
                 self._take_probe(server, result)
             case SweepSeen():
                 self._take_sweep(server, result)
+            case GpuSeen():
+                self._take_gpus(server, result)
 
     def _take_supervisor(self, seen: SupervisorSeen) -> None:
         if seen.up:
@@ -230,15 +245,21 @@ class _Turn:
         return replace(
             server,
             spec=server.successor or server.spec,
+            served=server.served and server.successor is None,
             successor=None,
             ready_at=None,
             ready_since=None,
             probing=False,
             probe_failures=0,
+            counters=None,
+            unproved=0,
+            phase="",
+            phases=(),
             ending=Ending.NONE,
             ending_reason="",
             drain_until=None,
             kill_at=None,
+            gpu_clear=False,
         )
 
     def _take_start(self, server: Server, seen: StartSeen) -> None:
@@ -246,9 +267,10 @@ class _Turn:
             return  # supervisord was lost meanwhile; this start belongs to its past
         server = replace(server, starting=False)
         if seen.problem:
-            self._fail(server, seen.problem, seen.mend, counts=not seen.outside)
+            kind, policy = (PORT_IN_USE, Policy.WAIT) if seen.outside else (seen.kind, seen.policy)
+            self._fail(server, seen.problem, seen.mend, kind=kind, policy=policy, died=not seen.outside)
             return
-        self._adopt(server, seen.pid)
+        self._adopt(replace(server, past=seen.past), seen.pid)
         server = find_server(self.fleet, seen.name) or server
         if not server.wanted or server.removing or server.successor:
             self._stop(server)
@@ -267,6 +289,7 @@ class _Turn:
                 reason="",
                 mend="",
                 started_at=self.seen.now,
+                log_at=self.seen.now,
                 probe_at=self.seen.now + 0.1,
                 note_at=self.seen.now + LOADING_NOTE_PERIOD_S,
                 swept=False,
@@ -284,6 +307,42 @@ class _Turn:
             server = replace(server, swept=True)
         self.put(server)
 
+    def _take_gpus(self, server: Server, seen: GpuSeen) -> None:
+        """Clear the start, or wait on: what holds a GPU is outside the server, so it never counts as a failure."""
+        server = replace(server, gpu_looking=False)
+        if server.pid or server.state not in (State.WAITING_GPU, State.STARTING, State.BACKOFF):
+            self.put(server)  # stopped, or started by the user, meanwhile
+            return
+        spec, before = server.spec, server.gpu_wait
+        share = 0.0 if shares_gpu(self.fleet, server) else needed_share(spec)
+        wait, verdict = judge(before, seen.look, now=self.seen.now, share=share, wait_s=spec.gpu_wait_s)
+        self._report_gpus(server, wait, verdict, seen)
+        server = replace(server, gpu_wait=wait)
+        if verdict.may_start:
+            self.put(replace(server, gpu_clear=True, due_at=self.seen.now))
+            return
+        state = State.FAILED if verdict.lost else State.WAITING_GPU
+        due_at = self.seen.now + verdict.retry_s
+        self.put(replace(server, state=state, reason=verdict.reason, mend=verdict.mend, due_at=due_at))
+
+    def _report_gpus(self, server: Server, wait: GpuWait, verdict: Verdict, seen: GpuSeen) -> None:
+        """Report the beginning of a wait, its deadline, and its end."""
+        before, told = server.gpu_wait, {"reason": verdict.reason, "mend": verdict.mend}
+        if verdict.lost:
+            self.report("error", "gpu.lost", server, **told)
+        elif verdict.may_start and verdict.reason:
+            self.report("warning", "gpu.unseen", server, reason=verdict.reason)
+        elif verdict.may_start:
+            if seen.look.gpus and (server.runs or before.since is not None):
+                used = sum(gpu.used_bytes for gpu in seen.look.gpus)
+                waited_ms = round(1000 * (self.seen.now - (before.since or self.seen.now)))
+                freed = max(0, before.most - used)
+                self.report("info", "gpu.free", server, used_bytes=used, freed_bytes=freed, waited_ms=waited_ms)
+        elif wait.late and not before.late:
+            self.report("warning", "gpu.blocked", server, **told, after_s=server.spec.gpu_wait_s)
+        elif before.since is None:
+            self.report("info", "gpu.waiting", server, **told)
+
     def _take_probe(self, server: Server, seen: ProbeSeen) -> None:
         if not server.pid or seen.pid != server.pid:
             return
@@ -291,7 +350,7 @@ class _Turn:
         if server.ending is not Ending.NONE or server.state is State.DRAINING:
             self.put(server)
         elif seen.ok:
-            self._take_good_probe(server)
+            self._take_good_probe(server, seen)
         elif server.ready_at is None:
             self._take_startup_probe(server, seen)
         else:
@@ -299,18 +358,34 @@ class _Turn:
 
     def _take_startup_probe(self, server: Server, seen: ProbeSeen) -> None:
         """Not ready yet, as expected; say so now and then."""
+        server = take_log(server, seen, self.seen.now)
         if self.seen.now >= server.note_at:
-            elapsed_s = round(self.seen.now - server.started_at)
-            self.report("info", "server.loading", server, elapsed_s=elapsed_s, probe=seen.reason)
+            self._note_loading(server, seen)
             server = replace(server, note_at=self.seen.now + LOADING_NOTE_PERIOD_S)
         state = State.LOADING if seen.status else server.state
-        self.put(replace(server, state=state, reason=seen.reason))
+        where = describe_start(server, self.seen.now)
+        self.put(replace(server, state=state, reason=f"{seen.reason}; {where}" if where else seen.reason))
 
-    def _take_good_probe(self, server: Server) -> None:
+    def _note_loading(self, server: Server, seen: ProbeSeen) -> None:
+        fields: dict[str, str | int] = {"elapsed_s": round(self.seen.now - server.started_at)}
+        if server.phase:
+            fields |= {"phase": server.phase, "phase_s": round(self.seen.now - server.phase_at)}
+            left = left_s(server, self.seen.now)
+            fields |= {} if left is None else {"left_s": round(left)}
+        self.report("info", "server.loading", server, **fields, probe=seen.reason)
+
+    def _take_good_probe(self, server: Server, seen: ProbeSeen) -> None:
+        unproved = server.unproved + 1 if seen.by_counters else 0
+        server = replace(server, counters=seen.counters or server.counters, unproved=unproved)
+        if seen.by_counters:
+            server = replace(server, probe_at=server.probe_at - FRESH_SHARE * server.spec.probe.period_s)
         if server.ready_at is None:
+            server = take_readiness(take_log(server, seen, self.seen.now), self.seen.now)
+            if server.phases:
+                self.actions.append(Remember(spec=server.spec, start=server.phases))
             took_s = round(self.seen.now - server.started_at, 1)
             self.report("info", "server.ready", server, url=server.spec.url, after_s=took_s)
-            server = replace(server, ready_at=self.seen.now, unready_failures=0)
+            server = replace(server, ready_at=self.seen.now, unready_failures=0, served=True)
             # From here the liveness period counts.
             server = replace(server, probe_at=self.seen.now + server.spec.probe.period_s)
         elif server.state is State.UNHEALTHY:
@@ -319,15 +394,29 @@ class _Turn:
         self.put(replace(server, state=State.READY, ready_since=since, probe_failures=0, reason="", mend=""))
 
     def _take_bad_probe(self, server: Server, seen: ProbeSeen) -> None:
+        before = server.counters
+        server = replace(server, counters=seen.counters or before, unproved=0)
+        if seen.counters is not None and is_working(before, seen.counters):
+            self._take_slow_probe(server, seen)
+            return
         threshold = server.spec.probe.failure_threshold
         failures = server.probe_failures + 1
         reason = f"{failures} of {threshold} probes failed: {seen.reason}"
         server = replace(server, state=State.UNHEALTHY, probe_failures=failures, reason=reason, ready_since=None)
         self.report("warning", "server.probe_failed", server, reason=seen.reason, failures=failures, of=threshold)
         if failures >= threshold:
-            self._end_hung(server, f"hung: {failures} probes in a row failed ({seen.reason})")
+            idle = "; its counters did not move" if seen.counters is not None else ""
+            self._end_hung(server, f"hung: {failures} probes in a row failed ({seen.reason}){idle}")
         else:
             self.put(server)
+
+    def _take_slow_probe(self, server: Server, seen: ProbeSeen) -> None:
+        """It failed the probe but works at its requests, as in a long prefill: it serves, and the count starts anew."""
+        held = describe_counters(seen.counters or ())
+        self.report("warning", "server.slow", server, reason=seen.reason, counters=held)
+        since = server.ready_since if server.state is State.READY else self.seen.wall
+        reason = f"slow: {seen.reason}, but its counters move ({held})"
+        self.put(replace(server, state=State.READY, ready_since=since, probe_failures=1, reason=reason, mend=""))
 
     def _end_hung(self, server: Server, reason: str) -> None:
         self.report("error", "server.hung", server, reason=reason, pid=server.pid)
@@ -388,14 +477,16 @@ class _Turn:
         """The process is gone: by our stop, by the user's, by our kill, or by itself."""
         self.actions.append(Sweep(name=server.spec.name))
         server = replace(server, swept=False, sweeping=True)
+        ran_s = round(self.seen.now - server.started_at, 1)
         by_user = process.statename == "STOPPED" and server.ending is Ending.NONE
         if server.ending is Ending.STOP or by_user:
             self._take_stopped(server, by_user)
         elif server.ending is Ending.HUNG:
-            key = "probe.startup_deadline_s" if server.ready_at is None else "probe.failure_threshold"
-            self._fail(server, server.ending_reason, f"see its log; if it was only slow, raise {key}")
+            mend = f"see its log; if it was only slow, raise {_patience_key(server)}"
+            self._fail(server, server.ending_reason, mend, kind=HUNG, policy=Policy.RETRY, ran_s=ran_s)
         else:
-            self._fail(server, process.ended, f"see infer-dev logs {server.spec.name}")
+            mend = process.mend or f"see infer-dev logs {server.spec.name}"
+            self._fail(server, process.ended, mend, kind=process.kind, policy=process.policy, ran_s=ran_s)
 
     def _take_stopped(self, server: Server, by_user: bool) -> None:
         self.report("info", "server.stopped", server)
@@ -420,34 +511,74 @@ class _Turn:
         self.fleet = replace(self.fleet, servers=servers)
         self.configure()
 
-    def _fail(self, server: Server, reason: str, mend: str, *, counts: bool = True) -> None:
-        """A crash, a hang or a start that failed: back off, or give up; what does not count is waited out for ever."""
+    def _fail(
+        self,
+        server: Server,
+        reason: str,
+        mend: str,
+        *,
+        kind: str,
+        policy: Policy,
+        died: bool = True,
+        ran_s: float | None = None,
+    ) -> None:
+        """A crash, a hang or a start that failed: back off, or give up; what does not count is waited out for ever.
+
+        `died` tells a process that ended, after `ran_s` if that is known, from one that there never was.
+        """
         restart = server.spec.restart
         was_ready = server.ready_at is not None
         settled = was_ready and self.seen.now - (server.ready_at or 0.0) >= restart.reset_after_s
         failures = 1 if settled else server.failures + 1
-        unready = 1 if was_ready else server.unready_failures + int(counts)
+        # What has served once can serve again: what it misses comes back, or the log showed what a prompt said.
+        stops = policy in (Policy.HOLD, Policy.NEVER) and not server.served
+        outside = policy is Policy.WAIT or (policy is Policy.HOLD and server.served)
+        unready = 1 if was_ready else server.unready_failures + int(not outside)
         changed = server.successor is not None
-        server = replace(self._fresh(server), failures=failures, unready_failures=unready, reason=reason, mend=mend)
+        if died:
+            self._record(replace(server, reason=reason, mend=mend, kind=kind, failures=failures), policy, ran_s)
+        server = replace(
+            self._fresh(server), failures=failures, unready_failures=unready, reason=reason, mend=mend, kind=kind
+        )
         if not server.wanted or self.fleet.shutting_down:
             self.report("info", "server.stopped", server, reason=reason)
             self.put(replace(server, state=State.STOPPED))
             if server.removing:
                 self._forget(server)
+        elif stops and not changed:
+            self._give_up(server, reason)
         elif restart.max_restarts and unready > restart.max_restarts:
-            self._give_up(server, unready)
+            self._give_up(server, f"{unready} starts in a row never became ready; the last: {reason}")
         else:
             delay = backoff_s(restart, failures, self.seen.jitter)
-            self.report("error", "server.crashed", server, reason=reason, mend=mend, retry_in_s=round(delay, 2))
+            told = {"class": kind, "reason": reason, "mend": mend}
+            self.report("error", "server.crashed", server, **told, retry_in_s=round(delay, 2))
             self.put(replace(server, state=State.BACKOFF, due_at=self.seen.now + delay))
         if changed:
             self.configure()
 
-    def _give_up(self, server: Server, unready: int) -> None:
+    def _record(self, server: Server, policy: Policy, ran_s: float | None) -> None:
+        """Have a dossier kept of this failure, unless somebody wanted the server to end anyway."""
+        if not server.wanted or self.fleet.shutting_down:
+            return
+        self.actions.append(
+            Record(
+                spec=server.spec,
+                kind=server.kind,
+                policy=policy,
+                reason=server.reason,
+                mend=server.mend,
+                failures=server.failures,
+                run=server.runs,
+                ran_s=ran_s,
+            )
+        )
+
+    def _give_up(self, server: Server, reason: str) -> None:
         name = server.spec.name
-        mend = f"read infer-dev logs {name}, mend the cause, then run infer-dev start {name}"
-        reason = f"{unready} starts in a row never became ready; the last: {server.reason}"
-        self.report("error", "server.failed", server, reason=reason, mend=mend)
+        cause = server.mend if server.kind != UNKNOWN else f"read infer-dev logs {name}, mend the cause"
+        mend = f"{cause}; then run infer-dev start {name}"
+        self.report("error", "server.failed", server, **{"class": server.kind, "reason": reason, "mend": mend})
         self.put(replace(server, state=State.FAILED, reason=reason, mend=mend))
 
     # -- the passing of time
@@ -474,6 +605,8 @@ class _Turn:
             deadline = server.spec.probe.startup_deadline_s
             last = f" ({server.reason})" if server.reason else ""
             self._end_hung(server, f"not ready {deadline:g} s after its start{last}")
+        elif is_probed(server) and (stall := describe_stall(server, now)):
+            self._end_hung(server, stall)
         elif is_probed(server) and now >= server.probe_at - _probe_slack_s(server):
             self._probe(server)
 
@@ -482,7 +615,21 @@ class _Turn:
         starting = server.ready_at is None
         period = min(STARTUP_PROBE_PERIOD_S, probe.period_s) if starting else probe.period_s
         path = probe.startup_path if starting else probe.liveness_path
-        self.actions.append(Probe(spec=server.spec, pid=server.pid, path=path))
+        self.actions.append(
+            Probe(
+                spec=server.spec,
+                pid=server.pid,
+                path=path,
+                starting=starting,
+                # What frozen children hide behind moving counters is found by the probe that comes at least this often.
+                trusts=probe.counters_first
+                and not starting
+                and not server.probe_failures
+                and server.unproved < probe.failure_threshold - 1,
+                before=server.counters,
+                fresh_s=FRESH_SHARE * probe.period_s,
+            )
+        )
         self.put(replace(server, probing=True, probe_at=self.seen.now + period))
 
     def _kill_after_drain(self, server: Server, why: str) -> None:
@@ -501,16 +648,23 @@ class _Turn:
 
     def _start_if_due(self, server: Server) -> None:
         fleet = self.fleet
-        waiting_state = server.state in (State.STARTING, State.BACKOFF)
+        waiting_state = server.state in (State.WAITING_GPU, State.STARTING, State.BACKOFF)
         if server.wanted and not server.pid and not server.starting and waiting_state:
             missing = missing_dependencies(fleet, server)
             if missing and server.state is State.STARTING:
                 self.put(replace(server, reason=f"waits until {', '.join(missing)} is ready"))
                 return
+            if is_warmed_for(fleet, server):
+                self.put(replace(server, reason=f"waits until {server.spec.warm_after} has read the model from disk"))
+                return
         if not can_start_but_for_time(fleet, server):
             return
         due = max(server.due_at, fleet.last_start_at + server.spec.start_stagger_s)
         if self.seen.now < due:
+            return
+        if needs_look(server.spec) and not server.gpu_clear:
+            self.actions.append(LookAtGpus(spec=server.spec))
+            self.put(replace(server, gpu_looking=True))
             return
         self.actions.append(Start(spec=server.spec))
         self.fleet = replace(fleet, last_start_at=self.seen.now)
@@ -520,6 +674,13 @@ class _Turn:
 def _probe_slack_s(server: Server) -> float:
     """How much too early a ready server may be probed: one wake-up then serves all that are due about now."""
     return 0.0 if server.ready_at is None else PROBE_SLACK * server.spec.probe.period_s
+
+
+def _patience_key(server: Server) -> str:
+    """Name the key that gives a server that was ended as hung more time."""
+    if server.ready_at is not None:
+        return "probe.failure_threshold"
+    return "probe.stall_timeout_s" if server.ending_reason.startswith("stalled") else "probe.startup_deadline_s"
 
 
 def _is_past_startup(server: Server, now: float) -> bool:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from infer_dev_entry.diagnosis.model import UNKNOWN, Policy
+from infer_dev_entry.gpu_wait import GpuLook, GpuWait
+from infer_dev_entry.phases import Durations
+from infer_dev_entry.progress import Counters
 from infer_dev_entry.spec import RestartSpec, ServerSpec
 
 
@@ -36,7 +40,10 @@ class Server:
 
     `wanted` is the wish of config and user. `pid` is 0 without a process. `failures` counts crashes in a row for the
     back-off, `unready_failures` those without readiness in between. `successor` replaces the spec once this process is
-    gone; `removing` drops the server then.
+    gone; `removing` drops the server then. `counters` are its last known ones; they stood in for `unproved` probes in
+    a row. While it starts, `phase` has lasted since `phase_at`, and its log last grew at `log_at`; `phases` are those
+    done, `past` those of earlier starts. `gpu_clear`: its GPUs were looked at, and the next start may come.
+    `kind` is the class of its last failure; `served`: it has been ready with this spec, so the configuration can work.
     """
 
     spec: ServerSpec
@@ -59,6 +66,13 @@ class Server:
     probing: bool = False
     probe_at: float = 0.0
     probe_failures: int = 0
+    counters: Counters | None = None
+    unproved: int = 0
+    phase: str = ""
+    phase_at: float = 0.0
+    phases: Durations = ()
+    past: tuple[Durations, ...] = ()
+    log_at: float = 0.0
     ending: Ending = Ending.NONE
     ending_reason: str = ""
     drain_until: float | None = None
@@ -66,6 +80,11 @@ class Server:
     note_at: float = 0.0
     removing: bool = False
     successor: ServerSpec | None = None
+    gpu_wait: GpuWait = field(default_factory=GpuWait)
+    gpu_looking: bool = False
+    gpu_clear: bool = False
+    kind: str = ""
+    served: bool = False
 
     @property
     def restarts(self) -> int:
@@ -94,34 +113,54 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSeen:
-    """One program as supervisord reports it; `ended` describes the last end for people ("killed by SIGKILL")."""
+    """One program as supervisord reports it; `ended` describes the last end for people ("killed by SIGKILL").
+
+    `kind` is its class, and `policy` what follows from it.
+    """
 
     name: str
     statename: str
     pid: int
     ended: str
+    mend: str = ""
+    kind: str = UNKNOWN
+    policy: Policy = Policy.RETRY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartSeen:
-    """The outcome of a Start. `outside` says that the problem is not the server's own, such as a taken port."""
+    """The outcome of a Start. `outside` says that the problem is not the server's own, such as a taken port.
+
+    `kind` and `policy` say what the problem is. `past` are its earlier starts, as far as they are known.
+    """
 
     name: str
     pid: int
     problem: str = ""
     mend: str = ""
     outside: bool = False
+    kind: str = UNKNOWN
+    policy: Policy = Policy.RETRY
+    past: tuple[Durations, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSeen:
-    """The outcome of a Probe of process `pid`."""
+    """The outcome of a Probe of process `pid`.
+
+    `counters` were read in its course, if they could be; `by_counters`: they alone were proof enough. While the server
+    starts, `phase` is the one that its log tells ("": none), and `log_grew` is None when the log cannot be read.
+    """
 
     name: str
     pid: int
     ok: bool
     status: int
     reason: str
+    counters: Counters | None = None
+    by_counters: bool = False
+    phase: str = ""
+    log_grew: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +170,14 @@ class SweepSeen:
     name: str
     killed: tuple[str, ...] = ()
     survivors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSeen:
+    """The outcome of a LookAtGpus."""
+
+    name: str
+    look: GpuLook
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +217,7 @@ class SupervisorSeen:
 
 
 Wish = StopWish | StartWish | PlanWish | ShutdownWish
-Result = StartSeen | ProbeSeen | SweepSeen | SupervisorSeen
+Result = StartSeen | ProbeSeen | SweepSeen | GpuSeen | SupervisorSeen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +254,13 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LookAtGpus:
+    """Read the memory of a server's GPUs, before its start."""
+
+    spec: ServerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
     """Have supervisord send SIGTERM to the main process."""
 
@@ -230,11 +284,41 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """Probe a server once."""
+    """Probe a server once.
+
+    A `starting` one is probed for readiness, and its log is followed. `trusts` makes counters that have moved since
+    `before`, on a server that ran until `fresh_s` ago, proof enough without a request to `path`.
+    """
 
     spec: ServerSpec
     pid: int
     path: str
+    starting: bool = False
+    trusts: bool = False
+    before: Counters | None = None
+    fresh_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remember:
+    """Keep how long the phases of a start took."""
+
+    spec: ServerSpec
+    start: Durations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """Keep a dossier of a failure, one of `failures` in a row, of a process that ran for `ran_s` (None: unknown)."""
+
+    spec: ServerSpec
+    kind: str
+    policy: Policy
+    reason: str
+    mend: str
+    failures: int
+    run: int
+    ran_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +337,7 @@ class Report:
     fields: tuple[tuple[str, str | int | float], ...]
 
 
-Action = Configure | Start | Stop | Kill | Sweep | Probe | StartSupervisor | Report
+Action = Configure | Start | LookAtGpus | Stop | Kill | Sweep | Probe | Remember | Record | StartSupervisor | Report
 
 
 # ----------------------------------------------------------------------------------------------------- pure pieces
@@ -331,11 +415,13 @@ def can_start_but_for_time(fleet: Fleet, server: Server) -> bool:
         server.wanted
         and not server.pid
         and not server.starting
+        and not server.gpu_looking
         and server.swept
-        and server.state in (State.STARTING, State.BACKOFF)
+        and server.state in (State.WAITING_GPU, State.STARTING, State.BACKOFF)
         and fleet.supervisor_up
         and not fleet.shutting_down
         and not missing_dependencies(fleet, server)
+        and not is_warmed_for(fleet, server)
     )
 
 
@@ -343,3 +429,27 @@ def missing_dependencies(fleet: Fleet, server: Server) -> list[str]:
     """Name the dependencies that are not ready; one that is not in the fleet cannot be waited for."""
     found = (find_server(fleet, name) for name in server.spec.depends_on)
     return [other.spec.name for other in found if other and other.state is not State.READY]
+
+
+def shares_gpu(fleet: Fleet, server: Server) -> bool:
+    """True when another server with a process may use one of this server's GPUs."""
+    others = (other for other in fleet.servers if other.spec.name != server.spec.name and (other.pid or other.starting))
+    return any(_overlaps(server.spec.gpu_ids, other.spec.gpu_ids) for other in others)
+
+
+def _overlaps(one: tuple[str, ...] | None, other: tuple[str, ...] | None) -> bool:
+    if one is None or other is None:
+        return () not in (one, other)
+    return not set(one).isdisjoint(other)
+
+
+def is_warmed_for(fleet: Fleet, server: Server) -> bool:
+    """True while a server's first sibling reads the model for the first time; one that has failed is not waited for."""
+    first = find_server(fleet, server.spec.warm_after) if server.spec.warm_after else None
+    return (
+        first is not None
+        and first.wanted
+        and first.runs <= 1
+        and first.failures == 0
+        and first.state in (State.STARTING, State.LOADING)
+    )

@@ -1,4 +1,4 @@
-"""The one door for HTTP probes: a bounded GET that never blocks and never raises."""
+"""The one door for HTTP probes: bounded GETs that never block and never raise."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import asyncio
 import errno
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 _MAX_HEAD_BYTES = 16 * 1024
+# A page of counters that is longer is refused: half of it would compare unlike another half.
+MAX_PAGE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,22 +36,55 @@ async def run_probe(host: str, port: int, path: str, timeout_s: float) -> ProbeR
     return ProbeResult(ok=200 <= status < 300, status=status, reason=f"{path} answered {status}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What a GET brought. `status` is 0 without an answer; `text` is "" unless a whole page came."""
+
+    status: int
+    text: str = ""
+
+
+async def read_page(host: str, port: int, path: str, timeout_s: float, *, api_key: str = "") -> Page:
+    """GET a small page, at most 256 KiB, in at most `timeout_s` seconds; never raises."""
+    try:
+        return await asyncio.wait_for(_get_page(host, port, path, api_key), timeout_s)
+    except (OSError, ValueError, EOFError):  # TimeoutError is an OSError
+        return Page(status=0)
+
+
 async def _get_status(host: str, port: int, path: str) -> int:
-    """Plain socket calls: asyncio's streams take twice the CPU time, and probes are most of an idle PID 1's work."""
+    # A first line of 16 KiB is none; what follows it is not waited for.
+    head = await _get(host, port, path, "HTTP/1.1", lambda answer: b"\n" in answer or len(answer) >= _MAX_HEAD_BYTES)
+    return _parse_status_line(head.partition(b"\n")[0])
+
+
+async def _get_page(host: str, port: int, path: str, api_key: str) -> Page:
+    # A server may not answer HTTP/1.0 in chunks.
+    answer = await _get(host, port, path, "HTTP/1.0", lambda answer: len(answer) > MAX_PAGE_BYTES, api_key)
+    if len(answer) > MAX_PAGE_BYTES:
+        raise ValueError("the page is too long")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return Page(status=_parse_status_line(head.partition(b"\n")[0]), text=body.decode("utf-8", errors="replace"))
+
+
+async def _get(
+    host: str, port: int, path: str, version: str, is_enough: Callable[[bytearray], bool], api_key: str = ""
+) -> bytes:
+    """Read the answer to its end or until it is enough.
+
+    Plain socket calls: asyncio's streams take twice the CPU time, and probes are most of an idle PID 1's work.
+    """
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as peer:
         peer.setblocking(False)
         await loop.sock_connect(peer, (host, port))
-        await loop.sock_sendall(
-            peer, f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
-        )
-        head = b""
-        while b"\n" not in head and len(head) < _MAX_HEAD_BYTES:
-            chunk = await loop.sock_recv(peer, 4096)
-            if not chunk:
-                break
-            head += chunk
-        return _parse_status_line(head.partition(b"\n")[0])
+        key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
+        request = f"GET {path} {version}\r\nHost: {host}:{port}\r\n{key}Connection: close\r\n\r\n"
+        await loop.sock_sendall(peer, request.encode())
+        answer = bytearray()
+        while not is_enough(answer) and (chunk := await loop.sock_recv(peer, 16384)):
+            answer += chunk
+        return bytes(answer)
 
 
 def _parse_status_line(line: bytes) -> int:

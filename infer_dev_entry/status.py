@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from infer_dev_entry.fleet import Fleet, Server
+from infer_dev_entry.fleet import Fleet, Server, State
 
 # The keys of `status --json`, in order; the control socket carries more.
 STATUS_KEYS = (
@@ -31,6 +31,8 @@ def status_row(server: Server) -> dict[str, Any]:
         "mend": server.mend,
         "log_file": spec.log_file,
         "wanted": server.wanted,
+        "phase": server.phase,
+        "class": server.kind if server.state in (State.BACKOFF, State.FAILED) else "",
     }
 
 
@@ -53,7 +55,8 @@ def render_status_table(rows: Sequence[Mapping[str, Any]], now: float) -> str:
 
 
 def _reason_line(row: Mapping[str, Any]) -> str:
-    return f"{row['name']}: {row['reason']}" + (f" → {row['mend']}" if row["mend"] else "")
+    kind = f"{row['class']}: " if row.get("class", "unknown") not in ("", "unknown") else ""
+    return f"{row['name']}: {kind}{row['reason']}" + (f" → {row['mend']}" if row["mend"] else "")
 
 
 def _cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:

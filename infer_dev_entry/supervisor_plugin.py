@@ -1,11 +1,12 @@
 """An XML-RPC namespace inside supervisord: exact wait statuses, and group updates that leave other programs running.
 
 Runs in supervisord's process. supervisord alone reports a signal death as exit status -1, and its own `update` restarts
-every program of a changed group.
+every program of a changed group. The servers are also offered to the kernel's OOM killer before PID 1 and supervisord.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from supervisor.process import Subprocess
@@ -15,6 +16,10 @@ from supervisor.xmlrpc import Faults, RPCError
 from infer_dev_entry.render import GROUP
 
 NO_STATUS = -1
+# Thousandths of the memory limit, added to a server's own share when the kernel looks for whom to kill. From 300 MB of
+# memory on that alone is more than PID 1 holds; much more would single our servers out on a shared host.
+OOM_SCORE_RAISE = 100
+_OOM_SCORE_FILE = "/proc/self/oom_score_adj"
 
 
 class FleetInterface:
@@ -95,6 +100,7 @@ def _update_group(group: Any, wanted: Any) -> list[str]:
 def make_fleet_interface(supervisord: Any, **_config: str) -> FleetInterface:
     """Make the namespace; named in supervisord.conf as `supervisor.rpcinterface_factory`."""
     _keep_wait_statuses()
+    _offer_servers_to_oom_killer()
     return FleetInterface(supervisord)
 
 
@@ -107,3 +113,30 @@ def _keep_wait_statuses() -> None:
         return original(self, pid, sts)
 
     Subprocess.finish = finish
+
+
+def _offer_servers_to_oom_killer() -> None:
+    """Have every program raise its own OOM score between fork and exec; where that is refused it starts all the same.
+
+    A container without memory then loses a server, which comes back, and not PID 1, with which everything would go.
+    """
+    original = Subprocess._spawn_as_child
+
+    def spawn_as_child(self: Any, filename: str, argv: list[str]) -> Any:
+        with suppress(OSError, ValueError):
+            raise_oom_score()
+        return original(self, filename, argv)
+
+    Subprocess._spawn_as_child = spawn_as_child
+
+
+def raise_oom_score(path: str = _OOM_SCORE_FILE) -> None:
+    """Raise this process's OOM score; what the container was given (docker run --oom-score-adj) is where it starts.
+
+    Raises:
+        OSError, ValueError: the file cannot be read or written.
+    """
+    with open(path, "r+", encoding="ascii") as file:
+        score = min(1000, int(file.read()) + OOM_SCORE_RAISE)
+        file.seek(0)
+        file.write(f"{score}\n")

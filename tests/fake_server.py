@@ -32,6 +32,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--answer-503", action="store_true", help="answer 503 always")
     add("--hang-after-s", type=float, metavar="S", help="stop answering S after the bind, for good")
     add("--hang-file", metavar="PATH", help="do not answer while this file exists")
+    add("--loads", action="store_true", help="serve SGLang's /v1/loads; without it 404")
+    add("--prefill-file", metavar="PATH", help="while it exists /health does not answer, but tokens are prefilled")
+    add("--freeze-file", metavar="PATH", help="while it exists /health does not answer and /v1/loads stands still")
+    add("--phases-s", type=float, default=0, metavar="S", help="log SGLang's start-up phases first, S seconds for each")
+    add("--stall", action="store_true", help="with --phases-s: stop after the weights, for good")
     add("--ignore-sigterm", action="store_true")
     add("--drain-s", type=float, metavar="S", help="on SIGTERM: /health 503, exit 0 after S and the running requests")
     add("--exit-code", type=int, metavar="N", help="exit with N, at once or when --exit-after-s says")
@@ -57,6 +62,10 @@ class FakeServer:
         self.args = args
         self.stopping = threading.Event()
         self.running = 0
+        self.chats = 0
+        self.health_checks = 0
+        self.prefilled = 0
+        self.stamp = time.time()
         self.lock = threading.Lock()
         family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
         self.listener = socket.create_server((args.host, args.port), family=family, backlog=128)
@@ -73,7 +82,7 @@ class FakeServer:
         # A client that gives up in the middle is no fault of ours.
         with contextlib.suppress(OSError, ValueError), connection:
             method, target, body = read_request(connection)
-            while self.hangs():
+            while self.hangs(target):
                 time.sleep(0.02)
             status, answer = self.answer(method, target, body)
             text = json.dumps(answer).encode()
@@ -82,26 +91,56 @@ class FakeServer:
         with self.lock:
             self.running -= 1
 
-    def hangs(self) -> bool:
-        after, path = self.args.hang_after_s, self.args.hang_file
-        return (after is not None and time.monotonic() - self.bound >= after) or bool(path and os.path.exists(path))
+    def hangs(self, target: str) -> bool:
+        after, args = self.args.hang_after_s, self.args
+        if after is not None and time.monotonic() - self.bound >= after:
+            return True
+        waits = (args.hang_file, *((args.prefill_file, args.freeze_file) if target.startswith("/health") else ()))
+        return any(map(exists, waits))
+
+    def loads(self) -> dict[str, object]:
+        """What the fields are for is in infer_dev_entry.progress."""
+        prefilling = exists(self.args.prefill_file)
+        if not exists(self.args.freeze_file):
+            self.stamp = time.time()
+            self.prefilled += 256 * prefilling
+        load = {
+            "timestamp": self.stamp,
+            "num_running_reqs": self.chats,
+            "num_waiting_reqs": 0,
+            "num_used_tokens": self.prefilled if prefilling else 0,
+            "total_prefill_uncached_tokens": self.prefilled,
+            "total_prefill_busy_us": self.prefilled * 1000,
+            "decode_moments": None,
+        }
+        return {"loads": [load]}
 
     def answer(self, method: str, target: str, body: dict[str, object]) -> tuple[int, object]:
         path, _, query = target.partition("?")
         if self.args.answer_503 or time.monotonic() - self.bound < self.args.loading_503_s:
             return 503, {"error": "loading"}
+        if path == "/v1/loads" and self.args.loads:
+            return 200, self.loads()
+        if path == "/fake/health_checks":
+            return 200, self.health_checks
         if path in ("/health", "/health_generate", "/ready", "/ping"):
+            self.health_checks += 1
             return (503, {"status": "draining"}) if self.stopping.is_set() else (200, {"status": "ok"})
         model = self.args.served_model_name
         if path == "/v1/models":
             return 200, {"object": "list", "data": [{"id": model, "object": "model"}]}
         if (method, path) != ("POST", "/v1/chat/completions"):
             return 404, {"error": f"no {method} {path}"}
+        with self.lock:
+            self.chats += 1
+            self.prefilled += 10
         delays = [pair.partition("=")[2] for pair in query.split("&") if pair.startswith("delay=")]
         time.sleep(float(str(delays[0] if delays else body.get("delay_s", 0))))
         messages = body.get("messages")
         said = messages[-1]["content"] if isinstance(messages, list) and messages else ""
         message = {"role": "assistant", "content": said}
+        with self.lock:
+            self.chats -= 1
         return 200, {"model": model, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
 
     def drain(self) -> None:
@@ -123,6 +162,24 @@ def read_request(connection: socket.socket) -> tuple[str, str, dict[str, object]
                 raise ValueError("the client has gone")
         body = json.loads(stream.read(length)) if length else {}
     return method, target, body if isinstance(body, dict) else {}
+
+
+def exists(path: str | None) -> bool:
+    return bool(path and os.path.exists(path))
+
+
+def log_phases(args: argparse.Namespace) -> None:
+    """Write what SGLang 0.5.23 writes where its phases change."""
+    for line in (
+        "Load weight begin. avail mem=16.13 GB",
+        "Load weight end. elapsed=0.02 s, type=LlamaForCausalLM, avail mem=16.13 GB, mem usage=0.00 GB.",
+        "Capture decode CUDA graph begin. backend=full, num_tokens_per_bs=1, avail mem=12.00 GB",
+    ):
+        time.sleep(args.phases_s)
+        print(f"[2026-11-21 22:13:35] {line}", flush=True)
+        if args.stall and line.startswith("Load weight begin"):
+            time.sleep(3600)
+    time.sleep(args.phases_s)
 
 
 def write_env(path: str) -> None:
@@ -184,6 +241,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         time.sleep(args.exit_after_s)
         end(args)
     time.sleep(args.load_s)
+    if args.phases_s:
+        log_phases(args)
     server = FakeServer(args)
     # Python runs a handler only between bytecodes: a SIGTERM just before select() would wait for ever. The wake-up
     # descriptor is written by the C handler.

@@ -17,11 +17,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("infer_dev_entry.cli.serve", "start a fleet from a TOML, or update the running one"),
     "status": ("infer_dev_entry.cli.status", "show every server's state, reason and mend"),
     "logs": ("infer_dev_entry.cli.logs", "print or follow a server's log"),
+    "crashes": ("infer_dev_entry.cli.crashes", "show why servers died: the first failure in a row and the latest"),
     "start": ("infer_dev_entry.cli.start", "start servers that were stopped or have failed"),
     "stop": ("infer_dev_entry.cli.stop", "drain and stop servers, or the whole hand-started fleet"),
     "ctl": ("infer_dev_entry.cli.ctl", "supervisorctl with the right socket"),
     "health": ("infer_dev_entry.cli.health", "exit 0 when everything that should serve is ready (for HEALTHCHECK)"),
     "config": ("infer_dev_entry.cli.config", "check, show or render a TOML config; print its JSON Schema"),
+    "doctor": ("infer_dev_entry.cli.doctor", "look for what keeps servers from serving, and how to mend it"),
     "helpers": ("infer_dev_entry.cli.helpers", "install the helper links for docker exec"),
     "demo": ("infer_dev_entry.cli.demo", "run a small real model on this machine's CPU"),
 }

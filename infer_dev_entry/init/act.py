@@ -8,20 +8,26 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from infer_dev_entry import fleet as f
+from infer_dev_entry.cgroup import OomWatch, find_memory_cgroup
+from infer_dev_entry.diagnosis.model import Diagnosis
 from infer_dev_entry.errors import EntryError, SupervisorError
 from infer_dev_entry.host import LiveHost
+from infer_dev_entry.init.crashes import Crashes
+from infer_dev_entry.init.death import describe_diagnosis
+from infer_dev_entry.init.gpu_child import GpuChild
 from infer_dev_entry.init.owner import Owner
-from infer_dev_entry.init.reaper import Reaper, describe_end
-from infer_dev_entry.init.spawn import signal_group, spawn_helper
+from infer_dev_entry.init.prober import Prober
+from infer_dev_entry.init.reaper import Reaper
 from infer_dev_entry.init.supervisord import Supervisord
 from infer_dev_entry.init.watch import Watch
-from infer_dev_entry.logtail import read_last_line, read_tail
-from infer_dev_entry.probe import run_probe
+from infer_dev_entry.phases import Durations
 from infer_dev_entry.proctree import end_leftovers
+from infer_dev_entry.redact import secrets_of
 from infer_dev_entry.render import GROUP, DaemonSpec
 from infer_dev_entry.rundir import write_private
 from infer_dev_entry.spec import ServerSpec
@@ -34,8 +40,9 @@ from infer_dev_entry.supervisor_rpc import (
     RpcFaultError,
 )
 
-EVIDENCE_TIMEOUT_S = 5.0
-EVIDENCE_LINES = 5
+# After a kill the kernel has been seen to hold a port for some tenths of a second more.
+PORT_LOOKS = 6
+PORT_PAUSE_S = 0.1
 
 
 class Actor:
@@ -63,10 +70,14 @@ class Actor:
         self._post = post
         self._poke = poke
         self._watch = Watch(daemon.fleet_id, poke)
+        self._prober = Prober(daemon.run_dir)
+        self._oom = OomWatch(find_memory_cgroup())
+        self._gpus = GpuChild(reaper, environ)
         self.supervisord = Supervisord(
             daemon=daemon, environ=environ, reaper=reaper, log=log, on_exit=self._take_supervisor_exit
         )
-        self._log_files: dict[str, str] = {}
+        self._crashes = Crashes(run_dir=daemon.run_dir, owner=owner, environ=environ, reaper=reaper, log=log)
+        self._specs: dict[str, ServerSpec] = {}
         self._sweep_locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -83,10 +94,16 @@ class Actor:
                 self._run(self._start_supervisor(specs))
             case f.Start(spec=spec):
                 self._run(self._start(spec))
+            case f.LookAtGpus(spec=spec):
+                self._run(self._look_at_gpus(spec))
             case f.Stop(name=name):
                 self._run(self._stop(name))
-            case f.Probe(spec=spec, pid=pid, path=path):
-                self._run(self._probe(spec, pid, path))
+            case f.Probe():
+                self._run(self._probe(action))
+            case f.Remember(spec=spec, start=start):
+                self._run(asyncio.to_thread(self._prober.remember, spec, start))
+            case f.Record():
+                self._run(self._crashes.record(action))
             case f.Kill(name=name, evidence=evidence):
                 self._run(self._kill(name, evidence))
             case f.Sweep(name=name):
@@ -130,25 +147,39 @@ class Actor:
         Raises:
             SupervisorError: it does not answer.
         """
-        seen = []
-        for info in await self.supervisord.rpc.read_processes():
-            ended = ""
-            if info.pid:
-                self._watch.watch(info.name, info.pid)
-            elif known_pids.get(info.name):
-                ended = _with_last_line(describe_info(info), self._log_files.get(info.name, ""))
-            seen.append(f.ProcessSeen(name=info.name, statename=info.statename, pid=info.pid, ended=ended))
-        return tuple(seen)
+        infos = await self.supervisord.rpc.read_processes()
+        self._oom.look()
+        return tuple(await asyncio.gather(*(self._see_process(info, known_pids) for info in infos)))
+
+    async def _see_process(self, info: ProcessInfo, known_pids: Mapping[str, int]) -> f.ProcessSeen:
+        seen = f.ProcessSeen(name=info.name, statename=info.statename, pid=info.pid, ended="")
+        spec = self._specs.get(info.name)
+        if info.pid:
+            self._watch.watch(info.name, info.pid)
+            if spec:
+                self._crashes.see_process(spec, info.pid)
+        elif spec and known_pids.get(info.name):
+            found = await self._diagnose(info, spec)
+            ended = describe_diagnosis(found, secrets_of(spec.files))
+            return replace(seen, ended=ended, mend=found.mend, kind=found.kind, policy=found.policy)
+        return seen
+
+    async def _diagnose(self, info: ProcessInfo, spec: ServerSpec) -> Diagnosis:
+        oom = self._oom.explain(killed=info.wait_status == signal.SIGKILL)
+        return await self._crashes.diagnose(info, spec, self._watch.tracked(spec.name), oom)
 
     def refresh_trees(self) -> None:
         """Note the descendants of every server."""
         self._watch.refresh_trees()
 
-    def know_log_files(self, specs: tuple[ServerSpec, ...]) -> None:
-        """Remember where each server logs, for what is said about its end."""
-        self._log_files = {spec.name: spec.log_file for spec in specs}
+    def know_specs(self, specs: tuple[ServerSpec, ...]) -> None:
+        """Remember what runs, for what is said about its end."""
+        self._specs = {spec.name: spec for spec in specs}
 
     # -- starts
+
+    async def _look_at_gpus(self, spec: ServerSpec) -> None:
+        self._post(f.GpuSeen(name=spec.name, look=await self._gpus.look(spec.gpu_ids)))
 
     async def _start(self, spec: ServerSpec) -> None:
         async with self._sweep_lock(spec.name):
@@ -164,12 +195,11 @@ class Actor:
         self._poke()
 
     async def _try_start(self, spec: ServerSpec) -> f.StartSeen:
-        holder = LiveHost().port_holder(spec.host, spec.port)  # a new one: it remembers what it saw
-        if holder:
-            problem = f"port {spec.port} is taken by {holder}"
+        taken = await _find_taken_port(spec)
+        if taken:
             mend = "end that process, or set another port"
-            return f.StartSeen(name=spec.name, pid=0, problem=problem, mend=mend, outside=True)
-        await asyncio.to_thread(self._prepare, spec)
+            return f.StartSeen(name=spec.name, pid=0, problem=taken, mend=mend, outside=True)
+        past = await asyncio.to_thread(self._prepare, spec)
         try:
             await self.supervisord.rpc.call("supervisor.startProcess", f"{GROUP}:{spec.name}", False)
         except RpcFaultError as error:
@@ -177,12 +207,18 @@ class Actor:
             if error.code not in (ALREADY_STARTED, SPAWN_ERROR):
                 raise
         info = await self._read_process(spec.name)
-        if info is None or not info.pid:
-            ended = describe_info(info) if info else "supervisord does not know it"
-            problem = _with_last_line(ended, spec.log_file)
-            return f.StartSeen(name=spec.name, pid=0, problem=problem, mend=f"see infer-dev logs {spec.name}")
+        if info is None:
+            mend = f"see infer-dev logs {spec.name}"
+            return f.StartSeen(name=spec.name, pid=0, problem="supervisord does not know it", mend=mend)
+        if not info.pid:
+            self._oom.look()
+            found = await self._diagnose(info, spec)
+            problem = describe_diagnosis(found, secrets_of(spec.files))
+            seen = f.StartSeen(name=spec.name, pid=0, problem=problem, mend=found.mend)
+            return replace(seen, kind=found.kind, policy=found.policy)
         self._watch.watch(spec.name, info.pid)
-        return f.StartSeen(name=spec.name, pid=info.pid)
+        self._crashes.see_process(spec, info.pid)
+        return f.StartSeen(name=spec.name, pid=info.pid, past=past)
 
     async def _read_process(self, name: str) -> ProcessInfo | None:
         return next((info for info in await self.supervisord.rpc.read_processes() if info.name == name), None)
@@ -194,8 +230,8 @@ class Actor:
                 return f"supervisord says: {info.spawnerr}"
         return f"see infer-dev logs {spec.name}"
 
-    def _prepare(self, spec: ServerSpec) -> None:
-        """Make what must exist before the process: its files, and an empty private TMPDIR."""
+    def _prepare(self, spec: ServerSpec) -> tuple[Durations, ...]:
+        """Make what must exist before the process, its files and an empty private TMPDIR; return its earlier starts."""
         owner = (self._owner.uid, self._owner.gid) if self._owner else None
         for file in spec.files:
             _make_dir(Path(file.path).parent)
@@ -207,6 +243,8 @@ class Actor:
             Path(tmp_dir).mkdir(mode=0o700, exist_ok=True)
             if owner:
                 os.chown(tmp_dir, *owner)
+        self._crashes.expect_start(spec)
+        return self._prober.expect_start(spec)
 
     # -- stops, probes, ends
 
@@ -220,15 +258,13 @@ class Actor:
             self._log.error("server.stop_failed", server=name, error=str(error))
         self._poke()
 
-    async def _probe(self, spec: ServerSpec, pid: int, path: str) -> None:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(spec.host, spec.host)
-        result = await run_probe(host, spec.port, path, spec.probe.timeout_s)
-        self._post(f.ProbeSeen(name=spec.name, pid=pid, ok=result.ok, status=result.status, reason=result.reason))
+    async def _probe(self, ask: f.Probe) -> None:
+        self._post(await self._prober.probe(ask))
 
     async def _kill(self, name: str, evidence: bool) -> None:
-        if evidence:
+        if evidence and (spec := self._specs.get(name)):
             with contextlib.suppress(OSError):  # whatever it is, it must not save a hung server
-                await self._gather_evidence(name)
+                await self._crashes.look_at_hung(spec, self._watch.tracked(name))
         await self._sweep(name, spare_main=False)
         self._poke()
 
@@ -241,28 +277,32 @@ class Actor:
     def _sweep_lock(self, name: str) -> asyncio.Lock:
         return self._sweep_locks.setdefault(name, asyncio.Lock())
 
-    async def _gather_evidence(self, name: str) -> None:
-        """Before a hung server is ended: its last log lines, and where its threads stand if py-spy is installed."""
-        log_file = self._log_files.get(name, "")
-        main_pid = self._watch.tracked(name).main_pid
-        self._log.warning("server.evidence", server=name, log_tail=read_tail(log_file, EVIDENCE_LINES))
-        program = shutil.which("py-spy")
-        if not program or not main_pid or not log_file:
-            return
-        argv = (program, "dump", "--pid", str(main_pid))
-        pid = spawn_helper(argv, self._environ, output=f"{log_file}.hang")
-        done, _ = await asyncio.wait({self._reaper.expect(pid)}, timeout=EVIDENCE_TIMEOUT_S)
-        if not done:
-            signal_group(pid, signal.SIGKILL)
-        else:
-            self._log.warning("server.evidence", server=name, stacks=f"{log_file}.hang")
-
     def clean_up(self) -> None:
         """Remove what only a running fleet needs."""
         self._watch.close()
+        self._gpus.close()
         for name in ("supervisor.sock", "supervisord.pid", "control.sock", "entry.pid"):
             with contextlib.suppress(OSError):
                 os.unlink(f"{self._daemon.run_dir}/{name}")
+
+
+async def _find_taken_port(spec: ServerSpec) -> str:
+    """Say which port somebody holds. The sockets of a server that was just killed are given a moment to go."""
+    for _ in range(PORT_LOOKS - 1):
+        if not _taken_port(spec):
+            return ""
+        await asyncio.sleep(PORT_PAUSE_S)
+    return _taken_port(spec)
+
+
+def _taken_port(spec: ServerSpec) -> str:
+    """Say which of a server's ports somebody holds, and who; "" when all are free."""
+    host = LiveHost()  # a new one: it remembers what it saw
+    for port, address in ((spec.port, spec.host), *((port, "") for port in spec.more_ports)):
+        holder = host.port_holder(address, port)
+        if holder:
+            return f"port {port} is taken by {holder}"
+    return ""
 
 
 def _make_dir(path: Path) -> None:
@@ -275,18 +315,3 @@ def _make_dir(path: Path) -> None:
     info = path.lstat()
     if info.st_uid != os.geteuid():
         raise PermissionError(f"cannot use {path}: it belongs to uid {info.st_uid}; remove it")
-
-
-def _with_last_line(ended: str, log_file: str) -> str:
-    line = read_last_line(log_file)
-    return f"{ended}; last log line: {line}" if line else ended
-
-
-def describe_info(info: ProcessInfo) -> str:
-    """Say how a program's last run ended."""
-    # supervisord calls these two spawn errors as well; any other means that there was no process, and the status is
-    # that of an earlier run.
-    ran = not info.spawnerr or info.spawnerr.startswith(("Exited too quickly", "Bad exit code"))
-    if info.wait_status is not None and ran:
-        return describe_end(info.wait_status)
-    return info.spawnerr or "ended for a reason that supervisord does not tell"

@@ -92,7 +92,7 @@ class FleetLoop:
         seen = self._observe()
         self.fleet, actions = decide(self.fleet, seen)
         self.turns += 1
-        self.actor.know_log_files(f.applied_specs(self.fleet))
+        self.actor.know_specs(f.applied_specs(self.fleet))
         for action in actions:
             self.actor.act(action)
         self._note_trees()
@@ -142,7 +142,8 @@ class FleetLoop:
         if self._poked or now >= self._poll_at:
             self._poked = False
             settled = all(
-                server.state in (f.State.READY, f.State.STOPPED, f.State.FAILED) for server in self.fleet.servers
+                server.state in (f.State.READY, f.State.STOPPED, f.State.FAILED, f.State.WAITING_GPU)
+                for server in self.fleet.servers
             )
             self._poll_at = now + (POLL_SETTLED_S if settled else POLL_STARTING_S)
             self._polling = asyncio.get_running_loop().create_task(self._poll(now))

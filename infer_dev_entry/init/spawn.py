@@ -61,11 +61,14 @@ def give_terminal(pgid: int) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def spawn_helper(argv: Sequence[str], environ: Mapping[str, str], *, output: str | None = None) -> int:
+def spawn_helper(
+    argv: Sequence[str], environ: Mapping[str, str], *, output: str | None = None, channel: int | None = None
+) -> int:
     """Spawn one of our own children in a process group of its own, reading nothing.
 
     Its own group keeps a Ctrl-C in our terminal from reaching it. stdout and stderr go to the file `output`, or stay
-    ours. posix_spawn runs no Python between fork and exec.
+    ours. `channel` is a descriptor that becomes both its stdin and its stdout. posix_spawn runs no Python between fork
+    and exec.
 
     Raises:
         OSError: the program cannot be executed.
@@ -73,6 +76,8 @@ def spawn_helper(argv: Sequence[str], environ: Mapping[str, str], *, output: str
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
     ]
+    if channel is not None:
+        actions = [(os.POSIX_SPAWN_DUP2, channel, 0), (os.POSIX_SPAWN_DUP2, channel, 1)]
     if output is not None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
         actions += [(os.POSIX_SPAWN_OPEN, 1, output, flags, 0o600), (os.POSIX_SPAWN_DUP2, 1, 2)]

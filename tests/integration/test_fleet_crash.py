@@ -82,8 +82,9 @@ def test_server_that_dies_before_it_serves_tells_its_last_log_line(fleet: Fleet)
     fleet.write(server("a", free_port(), control=fleet.wrap("a", script)))
     fleet.start()
     crashed = fleet.wait_event("server.crashed", "a")
-    assert crashed["reason"] == "exited with status 2; last log line: RuntimeError: CUDA out of memory"
-    assert crashed["mend"] == "see infer-dev logs a"
+    assert crashed["reason"] == "exited with status 2: CUDA out of memory; log line: RuntimeError: CUDA out of memory"
+    assert crashed["class"] == "cuda-oom"
+    assert crashed["mend"].startswith("lower mem_fraction_static, ")
     assert fleet.wait_state("a", "backoff", reason=crashed["reason"])["pid"] is None
 
 
@@ -93,9 +94,10 @@ def test_server_whose_program_cannot_be_executed_says_so(fleet: Fleet) -> None:
     program.chmod(0o755)
     fleet.write(server("a", free_port(), control={"python_path": str(program)}))
     fleet.start()
-    crashed = fleet.wait_event("server.crashed", "a")
-    assert crashed["reason"].startswith("exited with status 127; last log line: ")
-    assert str(program) in crashed["reason"]
+    failed = fleet.wait_event("server.failed", "a")
+    assert failed["reason"].startswith("exited with status 127: its program cannot be run; log line: ")
+    assert str(program) in failed["reason"]
+    assert failed["class"] == "not-installed"
 
 
 def test_server_that_flaps_backs_off_longer_each_time_then_fails_until_it_is_started(fleet: Fleet) -> None:

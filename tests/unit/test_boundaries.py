@@ -15,6 +15,8 @@ PACKAGE = Path(infer_dev_entry.__file__).parent
 EFFECTS = {"os", "time", "signal", "subprocess", "socket", "http", "urllib", "xmlrpc", "psutil", "structlog"}
 PURE = (
     *("errors.py", "variables.py", "settings.py", "spec.py", "render.py", "fleet.py", "decide.py", "status.py"),
+    *("phases.py", "progress.py", "startup.py", "gpu_wait.py"),
+    *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "diagnosis").glob("*.py")),
     *(
         f"bundle/{name}.py"
         for name in (

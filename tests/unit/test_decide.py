@@ -20,6 +20,8 @@ from infer_dev_entry.fleet import (
     Probe,
     ProbeSeen,
     ProcessSeen,
+    Remember,
+    Report,
     ShutdownWish,
     Start,
     StartSeen,
@@ -36,6 +38,7 @@ from infer_dev_entry.fleet import (
     is_healthy,
     wake_at,
 )
+from infer_dev_entry.progress import Counters, Rank
 
 # ------------------------------------------------------------------------------------------------------- start-up
 
@@ -83,6 +86,14 @@ def test_startup_deadline_passed_ends_process() -> None:
     assert "not ready 100 s after its start" in story.server().reason
 
 
+@pytest.mark.parametrize(("mend", "told"), [("", "see infer-dev logs a"), ("more memory", "more memory")])
+def test_crash_tells_the_mend_that_its_end_tells_else_the_log(mend: str, told: str) -> None:
+    story = Story(make_spec())
+    story.ready()
+    story.process("EXITED", ended="was killed by the kernel", mend=mend)
+    assert (story.server().reason, story.server().mend) == ("was killed by the kernel", told)
+
+
 def test_dependency_is_awaited() -> None:
     story = Story(make_spec("a"), make_spec("b", depends_on=("a",)))
     assert [start.spec.name for start in of_type(story.actions, Start)] == ["a"]
@@ -106,6 +117,78 @@ def test_long_load_is_noted_now_and_then() -> None:
         story.see(after=1.0)
         story.probed(False, status=503)
     assert events(story.history).count("server.loading") == 2
+
+
+def test_start_tells_its_phase_and_after_the_first_an_estimate() -> None:
+    story = Story(make_spec())
+    for pid, estimate in ((100, ""), (101, ", about 9 s left")):
+        story.started(pid=pid, past=story.server().past)
+        story.see(after=0.0)
+        story.probed(False, phase="import", log_grew=True, after=4.0)
+        story.see(after=1.0)
+        story.probed(False, phase="weights", log_grew=True)
+        story.see(after=1.0)
+        story.probed(False, phase="weights", log_grew=True)
+        assert story.server().reason == f"no answer; weights for 1 s, started 6 s ago{estimate}"
+        assert story.server().phase == "weights"
+        story.see(after=9.0)
+        actions = story.probed(True, phase="weights", log_grew=True)
+        assert [remember.start for remember in of_type(actions, Remember)] == [(("import", 5.0), ("weights", 10.0))]
+        assert story.server().phase == story.server().reason == ""
+        story.process("EXITED", ended="x", after=1.0)
+        story.see(results=(SweepSeen(name="a"),))
+        story.see(after=5.0)
+
+
+def test_loading_is_noted_with_its_phase() -> None:
+    story = Story(make_spec())
+    story.see(results=(StartSeen(name="a", pid=100, past=((("import", 60.0), ("weights", 30.0)),)),))
+    for _ in range(20):
+        story.see(after=1.0)
+        story.probed(False, phase="import", log_grew=True)
+    (note,) = [action for action in story.history if isinstance(action, Report) and action.event == "server.loading"]
+    assert dict(note.fields) == {
+        "server": "a",
+        "elapsed_s": 15,
+        "phase": "import",
+        "phase_s": 15,
+        "left_s": 75,
+        "probe": "no answer",
+    }
+
+
+def test_start_whose_log_is_silent_for_its_timeout_is_hung() -> None:
+    story = Story(make_spec(probe=replace(PROBE, stall_timeout_s=20.0)))
+    story.started()
+    for second in range(1, 40):
+        story.see(after=1.0)
+        assert of_type(story.probed(False, phase="weights", log_grew=second < 10), Kill) == [], second
+        if second == 28:
+            break
+    assert len(of_type(story.see(after=1.0), Kill)) == 1
+    story.process("EXITED", ended="was killed by SIGKILL")
+    assert story.server().state is State.BACKOFF
+    assert story.server().reason == "stalled: its log says nothing for 20 s in phase weights"
+    assert "probe.stall_timeout_s" in story.server().mend
+
+
+@pytest.mark.parametrize(("timeout_s", "grew"), [(0.0, False), (20.0, None), (20.0, True)])
+def test_start_is_not_stalled_without_a_timeout_a_log_or_silence(timeout_s: float, grew: bool | None) -> None:
+    story = Story(make_spec(probe=replace(PROBE, stall_timeout_s=timeout_s)))
+    story.started()
+    for _ in range(90):
+        story.see(after=1.0)
+        story.probed(False, log_grew=grew)
+    assert of_type(story.history, Kill) == []
+
+
+def test_ready_server_with_a_silent_log_is_not_stalled() -> None:
+    story = Story(make_spec(probe=replace(PROBE, stall_timeout_s=20.0)))
+    story.ready()
+    for _ in range(10):
+        story.see(after=10.0)
+        story.probed(True)
+    assert of_type(story.history, Kill) == []
 
 
 # ---------------------------------------------------------------------------------------------------- crash, hang
@@ -220,6 +303,112 @@ def test_probe_of_an_earlier_process_is_ignored() -> None:
     assert story.server().state is State.READY
 
 
+def make_counters(work: float, *, running: float = 1, stamp: float = 0.0) -> Counters:
+    return (Rank(running=running, queued=0, used_tokens=0, stamp=stamp, work=(work,), traffic=(work,)),)
+
+
+def test_slow_server_is_never_ended_while_it_works_at_its_requests() -> None:
+    story = Story(make_spec())
+    story.started()
+    story.see(after=0.2)
+    story.probed(True, counters=make_counters(0))
+    for turn in range(1, 40):
+        assert len(of_type(story.see(after=10.0), Probe)) == 1
+        assert of_type(story.probed(False, counters=make_counters(turn)), Kill) == []
+        assert story.server().state is State.READY
+        assert story.server().reason.startswith("slow: no answer, but its counters move (1 running, 0 queued")
+    assert is_healthy(story.fleet)
+    story.see(after=10.0)
+    story.probed(True)
+    assert story.server().reason == ""
+
+
+def test_server_that_stops_working_is_ended_after_threshold_of_failures() -> None:
+    story = Story(make_spec())
+    story.started()
+    story.see(after=0.2)
+    story.probed(True, counters=make_counters(0))
+    for failure in range(1, PROBE.failure_threshold + 1):
+        story.see(after=10.0)
+        # It still worked when the first probe began; that probe is the first of the row.
+        actions = story.probed(False, counters=make_counters(1))
+        assert bool(of_type(actions, Kill)) == (failure == PROBE.failure_threshold)
+    assert story.server().reason.startswith("hung: 3 probes in a row failed (no answer); its counters did not move")
+
+
+def test_counters_that_cannot_be_read_are_no_progress() -> None:
+    story = Story(make_spec())
+    story.ready()
+    for counters in (None, make_counters(1), None):
+        story.see(after=10.0)
+        actions = story.probed(False, counters=counters)
+    assert len(of_type(actions, Kill)) == 1
+
+
+def test_progress_restarts_the_count_in_the_middle_of_a_row() -> None:
+    story = Story(make_spec())
+    story.started()
+    story.see(after=0.2)
+    story.probed(True, counters=make_counters(0))
+    for work, failures in ((0, 1), (0, 2), (1, 1), (1, 2)):
+        story.see(after=10.0)
+        story.probed(False, counters=make_counters(work))
+        assert story.server().probe_failures == failures
+    story.see(after=10.0)
+    assert len(of_type(story.probed(False, counters=make_counters(1)), Kill)) == 1
+
+
+def test_threshold_of_one_spares_a_slow_server_too() -> None:
+    story = Story(make_spec(probe=replace(PROBE, failure_threshold=1)))
+    story.started()
+    story.see(after=0.2)
+    story.probed(True, counters=make_counters(0))
+    story.see(after=10.0)
+    assert of_type(story.probed(False, counters=make_counters(1)), Kill) == []
+    story.see(after=10.0)
+    assert len(of_type(story.probed(False, counters=make_counters(1)), Kill)) == 1
+
+
+def test_counters_of_a_dead_process_are_forgotten() -> None:
+    story = Story(make_spec())
+    story.started(pid=100)
+    story.see(after=0.2)
+    story.probed(True, counters=make_counters(5))
+    story.process("EXITED", ended="x", after=1.0)
+    assert story.server().counters is None
+
+
+def test_traffic_stands_in_for_all_but_every_third_probe() -> None:
+    story = Story(make_spec(probe=replace(PROBE, counters_first=True)))
+    story.started()
+    assert [probe.trusts for probe in of_type(story.see(after=0.2), Probe)] == [False]
+    story.probed(True, counters=make_counters(0))
+    trusted = []
+    for turn in range(1, 10):
+        (probe,) = of_type(story.see(after=10.0), Probe)
+        trusted.append(probe.trusts)
+        assert probe.before is not None
+        story.probed(True, counters=make_counters(turn), by_counters=probe.trusts)
+    assert trusted == [True, True, False] * 3
+
+
+def test_failing_server_is_not_trusted_for_its_counters() -> None:
+    story = Story(make_spec(probe=replace(PROBE, counters_first=True)))
+    story.ready()
+    story.see(after=10.0)
+    story.probed(False)
+    assert [probe.trusts for probe in of_type(story.see(after=10.0), Probe)] == [False]
+
+
+def test_probe_after_a_trusted_one_comes_earlier_so_that_a_hang_is_found_in_time() -> None:
+    """It may have hung right after the last sign of life, which is older than the probe that read it."""
+    story = Story(make_spec(probe=replace(PROBE, counters_first=True)))
+    story.ready()
+    (probe,) = of_type(story.see(after=10.0), Probe)
+    story.probed(True, counters=make_counters(1), by_counters=True)
+    assert story.server().probe_at == pytest.approx(story.now + PROBE.period_s - probe.fresh_s)
+
+
 def test_process_that_survives_sigkill_is_signalled_again() -> None:
     story = Story(make_spec())
     story.ready()
@@ -328,6 +517,22 @@ def test_stop_wish_drains_then_kills_at_deadline() -> None:
     assert story.fleet.had_to_kill == ("a",)
     story.process("STOPPED")
     assert story.server().state is State.STOPPED
+
+
+@pytest.mark.parametrize("ended", ["was killed by SIGKILL", "exited with status 0", "was killed by SIGTERM"])
+@pytest.mark.parametrize("again", [False, True])
+def test_any_end_after_our_own_stop_is_no_crash(ended: str, again: bool) -> None:
+    """SGLang before 0.5.20 ends with SIGKILL after a clean drain."""
+    story = Story(make_spec())
+    story.ready()
+    if again:
+        story.see(wishes=(PlanWish(specs=(make_spec(port=31000),)),))
+    else:
+        story.see(wishes=(StopWish(names=None),))
+    actions = story.process("EXITED", ended=ended, after=5.0)
+    assert events(actions) == ["server.stopped"]
+    assert story.server().state is (State.STARTING if again else State.STOPPED)
+    assert (story.server().failures, story.server().unready_failures, story.fleet.had_to_kill) == (0, 0, ())
 
 
 def test_stop_wish_during_backoff_cancels_it() -> None:

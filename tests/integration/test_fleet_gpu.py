@@ -1,0 +1,150 @@
+"""A fleet on GPUs that a fake NVML tells of: memory of the dead is waited for, a hog is named, a lost GPU holds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet import TESTS_DIR, Fleet, free_ports, server
+
+from infer_dev_entry.gpu_wait import NO_DRIVER
+from infer_dev_entry.init import gpu_child
+from infer_dev_entry.init.gpu_child import GpuChild
+from infer_dev_entry.init.reaper import Reaper
+
+pytest_plugins = ("fleet_fixtures",)
+
+GB = 10**9
+# What the driver puts into /proc, in the namespace of the fleet alone.
+_DRIVER = "mount -t tmpfs none /proc/driver; mkdir /proc/driver/nvidia; touch /proc/driver/nvidia/version"
+# A process with an open device node, as the driver's library has it.
+_HOG = "import sys, time; kept = open(sys.argv[1], 'w'); time.sleep(600)"
+
+
+def tell(path: Path, *gpus: dict[str, Any], **more: Any) -> None:
+    """Tell what the driver says from now on."""
+    told = {"gpus": [{"used": GB, "total": 150 * GB, **gpu} for gpu in gpus], **more}
+    path.with_suffix(".new").write_text(json.dumps(told))
+    path.with_suffix(".new").replace(path)
+
+
+def start(fleet: Fleet, *servers: str, gpus: int = 1) -> Path:
+    """Start a fleet on so many GPUs, and return the file that tells of them."""
+    told = fleet.base / "nvml"
+    tell(told, *[{}] * gpus)
+    fleet.write(*servers)
+    path = os.pathsep.join((str(TESTS_DIR / "fake_nvml"), fleet.environ["PYTHONPATH"]))
+    fleet.environ |= {"FAKE_NVML": str(told), "PYTHONPATH": path}
+    fleet.start(prelude=_DRIVER)
+    return told
+
+
+def test_restart_waits_until_the_memory_of_the_dead_is_free(fleet: Fleet) -> None:
+    (port,) = free_ports(1)
+    told = start(fleet, server("a", port, control={"gpu_ids": "0"}))
+    fleet.wait_ready("a")
+    assert not fleet.events("gpu.free", "a")
+    tell(told, {"used": 140 * GB})
+    old_pid = fleet.kill_server("a")
+    row = fleet.wait_state("a", "waiting-gpu", reason="140.0 GB on GPU 0")
+    assert (row["pid"], row["restarts"]) == (None, 0)
+    tell(told, {"used": 1 * GB})
+    fleet.wait_again("a", old_pid)
+    free = fleet.wait_event("gpu.free", "a")
+    assert free["freed_bytes"] == 139 * GB
+    assert free["waited_ms"] > 0
+    assert len(fleet.events("server.crashed", "a")) == 1  # the wait is no failure
+
+
+def test_foreign_process_on_the_gpu_is_named_never_ended_and_outwaited(fleet: Fleet) -> None:
+    (port,) = free_ports(1)
+    told = start(fleet, server("a", port, control={"gpu_ids": "0", "gpu_wait_s": 1}))
+    fleet.wait_ready("a")
+    device = fleet.base / "dev"
+    device.mkdir()
+    (node := Path(f"{device}/nvidia0")).touch()
+    hog = fleet.spawn_inside("-c", _HOG, str(node))
+    pid = fleet.wait(lambda: fleet.find_processes(_HOG), 10, "the hog")[-1].inner_pid
+    tell(told, {"used": 141 * GB, "pids": {str(pid): 140 * GB}})
+    old_pid = fleet.kill_server("a")
+    named = f"140.0 GB by pid {pid} (python"
+    fleet.wait_state("a", "waiting-gpu", reason=named)
+    blocked = fleet.wait_event("gpu.blocked", "a")
+    assert named in blocked["reason"]
+    assert blocked["mend"] == "end that process, or give this server other gpu_ids"
+    shown = fleet.cli("status").stdout
+    assert "waiting-gpu" in shown
+    assert named in shown
+    assert hog.poll() is None
+    hog.kill()
+    tell(told, {})
+    fleet.wait_again("a", old_pid)
+
+
+def test_lost_gpu_fails_its_server_alone_and_start_tries_it_again(fleet: Fleet) -> None:
+    first, second = free_ports(2)
+    told = start(
+        fleet,
+        server("a", first, control={"gpu_ids": "0"}),
+        server("b", second, control={"gpu_ids": "1"}),
+        gpus=2,
+    )
+    before = fleet.wait_ready("a", "b")
+    tell(told, {"lost": True}, {})
+    fleet.kill_server("a")
+    row = fleet.wait_state("a", "failed", reason="GPU 0 is lost")
+    assert "--force-recreate" in row["mend"]
+    assert fleet.row("b")["pid"] == before["b"]["pid"]
+    assert fleet.row("b")["state"] == "ready"
+    tell(told, {}, {})
+    assert fleet.cli("start", "a").returncode == 0
+    fleet.wait_again("a", before["a"]["pid"])
+
+
+# --------------------------------------------------------------------------------------------------- the child itself
+
+
+@pytest.fixture
+def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """An environment whose driver is the fake one, with a file that proves it is there."""
+    tell(tmp_path / "nvml", {})
+    monkeypatch.setattr(gpu_child, "DRIVER_FILES", (str(tmp_path / "nvml"),))
+    return {**os.environ, "FAKE_NVML": str(tmp_path / "nvml"), "PYTHONPATH": str(TESTS_DIR / "fake_nvml")}
+
+
+def test_child_that_does_not_answer_in_time_is_ended_and_replaced(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        child = GpuChild(reaper := Reaper(), environ)
+        assert (await child.look(("0",))).gpus[0].used_bytes == GB
+        tell(tmp_path / "nvml", {}, block_s=600)
+        monkeypatch.setattr(gpu_child, "LOOK_TIMEOUT_S", 0.5)
+        assert (await child.look(("0",))).problem == "no answer within 0.5 s"
+        tell(tmp_path / "nvml", {}, {"used": 2 * GB})
+        monkeypatch.setattr(gpu_child, "LOOK_TIMEOUT_S", 30.0)
+        assert [gpu.used_bytes for gpu in (await child.look(None)).gpus] == [GB, 2 * GB]
+        child.close()
+        reaper.reap()
+
+    asyncio.run(run())
+
+
+def test_child_says_why_the_driver_refuses(environ: dict[str, str], tmp_path: Path) -> None:
+    async def run() -> None:
+        tell(tmp_path / "nvml", error="Unknown Error")
+        child = GpuChild(Reaper(), environ)
+        assert (await child.look(None)).problem == "Unknown Error"
+        child.close()
+
+    asyncio.run(run())
+
+
+def test_machine_without_a_driver_needs_no_child(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_child, "DRIVER_FILES", ("/no/such/file",))
+    monkeypatch.setattr(gpu_child, "spawn_helper", None)
+    assert asyncio.run(GpuChild(Reaper(), environ).look(None)) == NO_DRIVER

@@ -1,0 +1,256 @@
+"""When a server may start on its GPUs: the rule by table, and its story in `decide`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from make import Story, events, make_spec, of_type
+
+from infer_dev_entry.fleet import GpuSeen, LookAtGpus, Report, Start, StartSeen, StartWish, State, StopWish, SweepSeen
+from infer_dev_entry.gpu_wait import (
+    FLAT_S,
+    NO_DRIVER,
+    POLL_LATE_S,
+    POLL_S,
+    GpuLook,
+    GpuMemory,
+    GpuWait,
+    Holder,
+    judge,
+    needed_share,
+    parse_look,
+    render_look,
+)
+from infer_dev_entry.spec import FileSpec, ServerSpec
+
+GB = 10**9
+KNOWN = GpuWait(baseline=(("GPU-0", 1 * GB),))
+HOG = Holder(pid=7, name="python", used_bytes=100 * GB)
+SIBLING = Holder(pid=8, name="python3", used_bytes=40 * GB, server="b")
+
+
+def make_look(used_gb: float, *holders: Holder, label: str = "GPU 0", uuid: str = "GPU-0") -> GpuLook:
+    memory = GpuMemory(
+        gpu=uuid, label=label, used_bytes=int(used_gb * GB), total_bytes=150 * GB, holders=tuple(holders)
+    )
+    return GpuLook(gpus=(memory,))
+
+
+@pytest.mark.parametrize(
+    ("wait", "look", "share", "may_start", "says"),
+    [
+        pytest.param(GpuWait(), make_look(0.5), 0.4, True, "", id="an empty GPU"),
+        pytest.param(GpuWait(), make_look(89), 0.4, True, "", id="enough is free"),
+        pytest.param(GpuWait(), make_look(100.5, HOG), 0.4, False, "100.0 GB by pid 7 (python)", id="a hog"),
+        pytest.param(GpuWait(), make_look(100.5), 0.4, False, "cannot be seen from here", id="a hidden hog"),
+        pytest.param(GpuWait(), make_look(149), 0.0, True, "", id="the need is unknown"),
+        pytest.param(KNOWN, make_look(1.4), 0.4, True, "", id="all is back"),
+        pytest.param(KNOWN, make_look(45), 0.4, False, "given back its memory: 45.0 GB on GPU 0", id="it is not yet"),
+        pytest.param(KNOWN, make_look(45), 0.0, False, "given back its memory", id="nor is it with an unknown need"),
+        pytest.param(KNOWN, make_look(41, SIBLING), 0.0, True, "", id="a sibling holds its own"),
+        pytest.param(KNOWN, make_look(85, SIBLING), 0.0, False, "45.0 GB on GPU 0", id="a sibling and a dead one"),
+        pytest.param(KNOWN, make_look(101, HOG), 0.4, False, "100.0 GB by pid 7 (python)", id="a hog came"),
+        pytest.param(KNOWN, make_look(41, SIBLING), 0.9, False, "pid 8 (server b)", id="a server of ours is named so"),
+        pytest.param(GpuWait(), NO_DRIVER, 0.4, True, "", id="no driver"),
+    ],
+)
+def test_first_look(wait: GpuWait, look: GpuLook, share: float, may_start: bool, says: str) -> None:
+    after, verdict = judge(wait, look, now=10.0, share=share, wait_s=60)
+    assert verdict.may_start is may_start
+    assert says in verdict.reason
+    assert bool(verdict.reason) is not may_start
+    assert (after.since is None) is may_start
+    assert not verdict.lost
+
+
+def looks(wait: GpuWait, *steps: tuple[float, GpuLook], share: float = 0.4) -> tuple[GpuWait, Any]:
+    """Judge look after look, each at its time."""
+    verdict = None
+    for now, look in steps:
+        wait, verdict = judge(wait, look, now=now, share=share, wait_s=60)
+    return wait, verdict
+
+
+def test_memory_that_shrinks_is_waited_for_until_it_is_back() -> None:
+    falling = [(step * 1.0, make_look(60 - 5 * step)) for step in range(8)]
+    _, verdict = looks(KNOWN, *falling)
+    assert not verdict.may_start
+    wait, verdict = looks(KNOWN, *falling, (8.0, make_look(1.0)))
+    assert verdict.may_start
+    assert wait == GpuWait(baseline=(("GPU-0", 1 * GB),))
+
+
+def test_hidden_memory_that_does_not_shrink_is_somebody_elses() -> None:
+    same = make_look(30)
+    assert not looks(KNOWN, (0, same), (FLAT_S - 0.1, same))[1].may_start
+    wait, verdict = looks(KNOWN, (0, same), (FLAT_S, same))
+    assert verdict.may_start
+    assert dict(wait.baseline) == {"GPU-0": 30 * GB}  # the next restart need not wait for it
+
+
+def test_hidden_memory_that_leaves_too_little_is_waited_for_for_ever() -> None:
+    same = make_look(120)
+    wait, verdict = looks(KNOWN, (0, same), (FLAT_S, same), (1000, same))
+    assert not verdict.may_start
+    assert wait.late
+    assert "30.0 GB of GPU 0 are free, and a start needs about 60.0 GB" in verdict.reason
+    assert verdict.mend
+
+
+def test_poll_slows_down_after_the_deadline() -> None:
+    hog = make_look(101, HOG)
+    assert looks(GpuWait(), (0, hog))[1].retry_s == POLL_S
+    assert looks(GpuWait(), (0, hog), (60, hog))[1].retry_s == POLL_LATE_S
+
+
+def test_driver_that_never_answered_does_not_prevent_a_start() -> None:
+    _, verdict = looks(GpuWait(), (0, GpuLook(problem="no answer")))
+    assert verdict.may_start
+    assert verdict.reason == "the NVIDIA driver does not answer: no answer"
+
+
+def test_driver_that_answered_before_and_no_more_is_lost_after_the_deadline() -> None:
+    mute = GpuLook(problem="Unknown Error")
+    assert (looks(KNOWN, (0, mute))[1].may_start, looks(KNOWN, (0, mute))[1].lost) == (False, False)
+    _, verdict = looks(KNOWN, (0, mute), (60, mute))
+    assert verdict.lost
+    assert not verdict.may_start
+    assert "--force-recreate" in verdict.mend
+
+
+def test_lost_gpu_is_told_at_once() -> None:
+    look = GpuLook(gpus=make_look(1, uuid="GPU-1").gpus, lost=("GPU 0 is lost: GPU is lost",))
+    _, verdict = looks(KNOWN, (0, look))
+    assert verdict.lost
+    assert verdict.reason == "GPU 0 is lost: GPU is lost"
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [
+        ({}, 0.425),
+        ({"argv": ("x", "--mem-fraction-static", "0.3")}, 0.15),
+        ({"argv": ("x", "--mem-fraction-static=0.3")}, 0.15),
+        ({"argv": ("x", "--mem-fraction-static", "lots")}, 0.425),
+        ({"files": (FileSpec(path="/c.yaml", text="port: 1\nmem-fraction-static: 0.5\n"),)}, 0.25),
+        ({"gpu_ids": None}, 0.0),
+        ({"engine": "llama_cpp"}, 0.0),
+    ],
+)
+def test_needed_share_is_half_of_what_the_server_is_told_to_take(changes: dict[str, Any], share: float) -> None:
+    assert needed_share(make_spec(**{"gpu_ids": ("0",), **changes})) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("look", [NO_DRIVER, make_look(41, SIBLING, HOG), GpuLook(lost=("x",), problem="ä")])
+def test_look_survives_its_way(look: GpuLook) -> None:
+    assert parse_look(render_look(look)) == look
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"gpus": [1]}'])
+def test_garbage_is_no_look(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_look(text)
+
+
+# ----------------------------------------------------------------------------------------------------- the story
+
+
+def on_gpu(name: str = "a", **changes: Any) -> ServerSpec:
+    return make_spec(name, **{"gpu_ids": ("0",), "argv": ("/bin/server",), **changes})
+
+
+def seen(look: GpuLook, name: str = "a", **later: Any) -> dict[str, Any]:
+    return {"results": (GpuSeen(name=name, look=look),), **later}
+
+
+def crash(story: Story, name: str = "a") -> None:
+    """It dies, is swept, and its back-off passes."""
+    story.process("EXITED", name=name, ended="was killed by SIGKILL", after=1.0)
+    story.see(results=(SweepSeen(name=name),))
+    story.see(after=2.0)
+
+
+def ready_on_gpu() -> Story:
+    story = Story(on_gpu())
+    story.see(**seen(make_look(1)))
+    story.ready()
+    return story
+
+
+def report(story: Story, event: str) -> dict[str, Any]:
+    return dict(
+        next(item for item in reversed(story.history) if isinstance(item, Report) and item.event == event).fields
+    )
+
+
+def test_server_without_gpus_starts_without_a_look() -> None:
+    assert not of_type(Story(make_spec(gpu_ids=())).history, LookAtGpus)
+
+
+def test_start_follows_a_look_that_finds_enough() -> None:
+    story = Story(on_gpu())
+    assert len(of_type(story.history, LookAtGpus)) == 1
+    assert not of_type(story.history, Start)
+    assert not of_type(story.see(after=1.0), LookAtGpus)  # one at a time
+    assert len(of_type(story.see(**seen(make_look(1))), Start)) == 1
+    assert not events(story.history).count("gpu.free")
+
+
+def test_crash_waits_for_the_memory_of_the_dead_and_does_not_count_it() -> None:
+    story = ready_on_gpu()
+    crash(story)
+    story.see(**seen(make_look(45)))
+    assert story.server().state is State.WAITING_GPU
+    assert "given back its memory: 45.0 GB" in story.server().reason
+    assert not of_type(story.history[-3:], Start)
+    failures = story.server().failures
+    assert len(of_type(story.see(after=POLL_S), LookAtGpus)) == 1
+    assert len(of_type(story.see(**seen(make_look(1), after=0.1)), Start)) == 1
+    assert story.server().failures == failures
+    told = report(story, "gpu.free")
+    assert (told["freed_bytes"], told["waited_ms"]) == (44 * GB, 300)
+
+
+def test_hog_is_reported_once_in_the_beginning_and_once_at_the_deadline() -> None:
+    story = Story(on_gpu())
+    hog = make_look(101, HOG)
+    for _ in range(20):
+        story.see(**seen(hog))
+        story.see(after=POLL_LATE_S)
+    assert [name for name in events(story.history) if name.startswith("gpu.")] == ["gpu.waiting", "gpu.blocked"]
+    assert "100.0 GB by pid 7 (python)" in story.server().reason
+    story.see(**seen(make_look(1)))
+    assert story.server().starting
+
+
+def test_sibling_on_the_same_gpu_is_no_reason_to_wait() -> None:
+    story = Story(on_gpu("a"), on_gpu("b"))
+    story.see(**seen(make_look(1), name="a"))
+    story.ready("a")
+    story.see(**seen(make_look(120, SIBLING), name="b"))
+    assert story.server("b").starting
+
+
+def test_lost_gpu_holds_its_server_alone_until_it_is_started_by_hand() -> None:
+    story = Story(on_gpu("a"), on_gpu("b", gpu_ids=("1",)))
+    story.see(**seen(GpuLook(lost=("GPU 0 is lost",)), name="a"))
+    story.see(**seen(make_look(1), name="b"))
+    assert (story.server("a").state, story.server("b").starting) == (State.FAILED, True)
+    assert not of_type(story.see(after=1000.0), LookAtGpus)
+    assert len(of_type(story.see(wishes=(StartWish(names=("a",)),)), LookAtGpus)) == 1
+
+
+def test_answer_that_comes_after_a_stop_starts_nothing() -> None:
+    story = Story(on_gpu())
+    story.see(wishes=(StopWish(names=None),))
+    story.see(**seen(make_look(1)))
+    assert story.server().state is State.STOPPED
+    assert not of_type(story.history, Start)
+
+
+def test_start_that_failed_is_looked_at_anew() -> None:
+    story = Story(on_gpu())
+    story.see(**seen(make_look(1)))
+    story.see(results=(StartSeen(name="a", pid=0, problem="port 1 is taken", outside=True),))
+    assert len(of_type(story.see(after=5.0), LookAtGpus)) == 1
