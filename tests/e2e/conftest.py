@@ -87,6 +87,7 @@ def fresh(bundle: Path, tmp_path: Path) -> Path:
 def installed(engine: Engine, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with the bundle installed, by a container of its own; tests must not change the environment."""
     workspace = tmp_path_factory.mktemp("installed")
+    workspace.chmod(0o755)  # pytest makes it for its own user alone
     os.link(bundle, workspace / Path(BUNDLE).name)
     engine.docker(
         *("run", "--rm", "--network", "none", "-v", f"{workspace}:{WORKSPACE}", engine.image),

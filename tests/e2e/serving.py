@@ -1,0 +1,17 @@
+"""The environment of a container that serves the small model, with settings that suit a test."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from engine import SERVE
+
+
+def serve(**tables: dict[str, Any]) -> dict[str, str]:
+    """Return the gates that serve; `tables` (control, probe, restart, server) are merged over those of the instance.
+
+    One thread, as llama.cpp's threads wait for each other in a busy loop: on a machine with other work two are slower.
+    """
+    tables["server"] = {"threads": 1, **tables.get("server", {})}
+    return {**SERVE, "AUTO_INFER_SGLANG_OVERRIDES": json.dumps({"instance": {"gemma": tables}})}

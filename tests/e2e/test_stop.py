@@ -1,0 +1,133 @@
+"""`docker stop` and `docker kill` on a serving container: requests complete, the stubborn are killed and named."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine import Container, Engine, mounts
+from serving import serve
+from wait import wait_until
+
+# More tokens than any machine here generates before it is told to stop; a slot holds 2048.
+MANY_TOKENS = 1900
+# Lines, as llama.cpp looks at its time limit only where a line has ended.
+PROMPT = "Count:\none\ntwo\nthree\n"
+REQUEST_S = 4.0
+
+
+class Stream:
+    """A streamed completion of real tokens for `limit_s` seconds, however fast the machine; read in the background."""
+
+    def __init__(self, port: int, limit_s: float) -> None:
+        self.tokens = 0
+        self.finish_reason = ""
+        self.done_at = 0.0
+        self.fault = ""
+        self._port = port
+        self._body = {
+            **{"prompt": PROMPT, "max_tokens": MANY_TOKENS, "stream": True},
+            **{"ignore_eos": True, "t_max_predict_ms": round(limit_s * 1000)},
+        }
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        wait_until(lambda: self.tokens or self.fault, 60, "the first token")
+
+    def _read(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
+        try:
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", "/v1/completions", json.dumps(self._body), headers)
+            for line in connection.getresponse():
+                self._take(line.decode().removeprefix("data: ").strip())
+        except (OSError, http.client.HTTPException) as error:
+            self.fault = repr(error)
+        finally:
+            connection.close()
+
+    def _take(self, data: str) -> None:
+        if data == "[DONE]":
+            self.done_at = time.time()
+        elif data:
+            self.tokens += 1
+            self.finish_reason = json.loads(data)["choices"][0]["finish_reason"] or self.finish_reason
+
+    def join(self, timeout_s: float = 60) -> None:
+        """Wait for its end, good or bad."""
+        self._thread.join(timeout_s)
+        assert not self._thread.is_alive(), f"the stream still runs after {self.tokens} tokens"
+
+
+def stopped(container: Container) -> dict[str, Any]:
+    """The last word of the entry."""
+    return container.events("entry.stopped")[-1]
+
+
+def test_stop_inside_the_grace_completes_the_request_in_flight_and_exits_0(engine: Engine, installed: Path) -> None:
+    with engine.container(
+        options=[*mounts(installed), "-p", "127.0.0.1::30000"], environ=serve(control={"drain_timeout_s": 60})
+    ) as container:
+        before = container.wait_ready("gemma")
+        # Without a command nobody is there to take a hang-up: the servers go on.
+        engine.docker("kill", "-s", "HUP", container.name)
+        assert container.rows()["gemma"]["pid"] == before["gemma"]["pid"]
+        stream = Stream(container.port(), REQUEST_S)
+        took_s = container.stop(grace_s=60)
+        stream.join()
+        assert (stream.fault, stream.finish_reason in ("length", "stop")) == ("", True)
+        draining_at = datetime.fromisoformat(container.events("server.draining")[0]["timestamp"]).timestamp()
+        assert stream.done_at > draining_at  # it was in flight: completed after the stop
+        assert container.exit_code == 0
+        assert stopped(container)["had_to_kill"] == []
+        assert not container.events("server.killed")
+        assert took_s < 45  # not the grace: it went when the request was done
+
+
+def test_stubborn_server_is_killed_at_the_drain_deadline_and_named(engine: Engine, installed: Path) -> None:
+    options = [*mounts(installed), "-p", "127.0.0.1::30000"]
+    with engine.container(options=options, environ=serve(control={"drain_timeout_s": 2})) as container:
+        container.wait_ready("gemma")
+        # A stream that is longer than the deadline, and a server that does not even see its SIGTERM.
+        stream = Stream(container.port(), 300)
+        pid = container.rows()["gemma"]["pid"]
+        container.exec("kill", "-STOP", str(pid), check=True)
+        took_s = container.stop(grace_s=30)
+        stream.join()
+        killed = container.events("server.killed")
+        assert [(event["server"], event["reason"]) for event in killed] == [("gemma", "it did not stop within 2 s")]
+        assert stopped(container)["had_to_kill"] == ["gemma"]
+        assert not stream.done_at
+        assert container.exit_code == 0  # ours, not Docker's SIGKILL (137)
+        assert 2 <= took_s < 20
+
+
+def test_second_stop_signal_cuts_the_drain_short(engine: Engine, installed: Path) -> None:
+    options = [*mounts(installed), "-p", "127.0.0.1::30000"]
+    with engine.container(options=options, environ=serve(control={"drain_timeout_s": 300})) as container:
+        container.wait_ready("gemma")
+        stream = Stream(container.port(), 300)
+        container.exec("kill", "-STOP", str(container.rows()["gemma"]["pid"]), check=True)
+        engine.docker("kill", "-s", "TERM", container.name)
+        container.wait_event("server.draining")
+        assert container.running
+        engine.docker("kill", "-s", "TERM", container.name)
+        assert container.wait_exit(20) == 0
+        stream.join()
+        assert [event["reason"] for event in container.events("server.killed")] == ["the stop was cut short"]
+        assert stopped(container)["had_to_kill"] == ["gemma"]
+
+
+@pytest.mark.parametrize("number", ["TERM", "INT"])
+def test_idle_container_stops_at_once(engine: Engine, number: str) -> None:
+    with engine.container() as container:
+        container.wait_event("entry.note")
+        engine.docker("kill", "-s", "HUP", container.name)
+        assert container.running
+        engine.docker("kill", "-s", number, container.name)
+        assert container.wait_exit(10) == 0
