@@ -3,8 +3,9 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 INPUTS := pyproject.toml uv.lock tools/bootstrap.sh
+SGLANG_CPU_DIR ?= .cache/sglang-cpu
 
-.PHONY: help run test check unit integration e2e image bench schema clean
+.PHONY: help run test check unit integration sglang e2e image bench schema clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +32,10 @@ unit: .venv/.ready ## unit tests alone
 
 integration: .venv/.ready ## real supervisord, namespaces, the real model
 	$(PY) -m pytest tests/integration
+
+sglang: .venv/.ready ## a real SGLang on this machine's CPU: loads, hangs, crashes, drains (2.7 GB once; then 10 minutes)
+	@[ -x "$(SGLANG_CPU_DIR)/launch" ] || tools/sglang-cpu.sh "$(SGLANG_CPU_DIR)"
+	SGLANG_CPU_DIR="$(SGLANG_CPU_DIR)" $(PY) -m pytest tests/sglang
 
 e2e: .venv/.ready ## the image under a real Docker Engine with Compose; brings one up where none answers (Debian, root)
 	@tools/e2e.sh

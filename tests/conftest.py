@@ -8,8 +8,9 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
-# tests/unit/make.py, tests/integration/*.py and tests/e2e/engine.py are imported by name, tests/fake_server.py runs as a module.
-for folder in ("", "unit", "integration", "e2e"):
+# tests/unit/make.py, tests/integration/*.py, tests/e2e/engine.py and tests/sglang/real_sglang.py are imported by name,
+# tests/fake_server.py runs as a module.
+for folder in ("", "unit", "integration", "e2e", "sglang"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
