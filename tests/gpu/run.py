@@ -38,8 +38,8 @@ GB = 10**9
 FRACTION = 0.3
 # What a hog leaves: far below half of FRACTION of an H200, so that a start is not worth it.
 HOG_LEAVES_BYTES = 8 * GB
-# Where a server is let start into a full GPU: too little for its context, and enough for that but not for its pool.
-OOM_LEAVES_BYTES = {"oom-context": 300_000_000, "oom-pool": 1_500_000_000}
+# Where a server is let start into a full GPU: too little even for its context.
+OOM_LEAVES_BYTES = 300_000_000
 PROBE = {"startup_deadline_s": 300, "period_s": 4, "timeout_s": 3.5, "failure_threshold": 3}
 HANG_BOUND_S = PROBE["period_s"] * PROBE["failure_threshold"] + PROBE["timeout_s"] + 2
 RESTART = {"backoff_initial_s": 0.05, "backoff_max_s": 1.0, "reset_after_s": 600, "max_restarts": 3}
@@ -513,12 +513,13 @@ def two_gpus(bench: Bench) -> Mapping[str, Any]:
     return {"waited_ms": free["waited_ms"], "first_starts": starts, "nvidia_smi": seen}
 
 
-def provoke_oom(bench: Bench, name: str, leaves_bytes: int) -> Mapping[str, Any]:
+def oom_context(bench: Bench) -> Mapping[str, Any]:
     """Start into a full GPU, and keep what the server says: gpu_ids "all" leaves the need unknown, so nothing waits."""
+    name = "oom-context"
     if bench.args.fake:
         raise SkipError("a fake server takes no memory")
     bench.stop_all()
-    with bench.hog(leaves_bytes):
+    with bench.hog(OOM_LEAVES_BYTES):
         bench.serve(bench.write(f"{name}.toml", bench.instance(name, 30020, {"gpu_ids": "all"})))
         row = bench.wait_row(name, "crashed", 60, lambda row: row["state"] in ("backoff", "failed") or row["restarts"])
         bench.cli("stop", name)
@@ -527,14 +528,6 @@ def provoke_oom(bench: Bench, name: str, leaves_bytes: int) -> Mapping[str, Any]
     kept = {key: crashed[0].get(key, "") for key in ("class", "reason", "mend")}
     check(kept["class"] == "cuda-oom", f"its class is not cuda-oom: {kept}")
     return kept
-
-
-def oom_context(bench: Bench) -> Mapping[str, Any]:
-    return provoke_oom(bench, "oom-context", OOM_LEAVES_BYTES["oom-context"])
-
-
-def oom_pool(bench: Bench) -> Mapping[str, Any]:
-    return provoke_oom(bench, "oom-pool", OOM_LEAVES_BYTES["oom-pool"])
 
 
 def doctor(bench: Bench) -> Mapping[str, Any]:
@@ -577,7 +570,6 @@ STEPS: tuple[tuple[str, float, Callable[[Bench], Mapping[str, Any]]], ...] = (
     ("drain", 20, drain),
     ("two-gpus", 110, two_gpus),
     ("second-instance", 110, second_instance),
-    ("oom-pool", 40, oom_pool),
     ("oom-context", 40, oom_context),
     ("doctor", 15, doctor),
     ("footprint", 2, footprint),

@@ -66,6 +66,7 @@ def read_log(engine: str, name: str) -> str:
         ("model-type-unknown", 1, "model-unsupported", Policy.NEVER, "ValueError: The checkpoint you are trying to"),
         ("model-unsupported", -9, "model-unsupported", Policy.NEVER, "ValueError: Cannot find model module. 'NoSuch"),
         ("memory-too-small", -9, "kv-cache", Policy.RETRY, "ValueError: Loaded weights leave no GPU memory for the"),
+        ("cuda-oom", -9, "cuda-oom", Policy.RETRY, "torch.AcceleratorError: CUDA error: out of memory"),
         ("nccl-port-in-use", -9, "port-in-use", Policy.WAIT, "torch.distributed.DistNetworkError: The server socket"),
         ("port-in-use", 1, "port-in-use", Policy.WAIT, "[Errno 98] error while attempting to bind on address"),
         ("port-in-use-http", -9, "port-in-use", Policy.WAIT, "[Errno 98] error while attempting to bind on address"),
@@ -79,6 +80,7 @@ def read_log(engine: str, name: str) -> str:
             "Subprocess detokenizer (pid=81) crashed with exit code -9.",
         ),
         ("startup", 0, "unknown", Policy.RETRY, ""),
+        ("startup-h200", 0, "unknown", Policy.RETRY, ""),
     ],
 )
 def test_real_sglang_log_is_classified(name: str, status: int, kind: str, policy: Policy, line: str) -> None:

@@ -22,7 +22,7 @@ from infer_dev_entry.phases import (
     with_start,
 )
 
-STARTUP_LOG = Path(__file__).parent / "data" / "sglang-logs" / "startup.log"
+LOGS = Path(__file__).parent / "data" / "sglang-logs"
 LINES = (
     ("[2026-11-21 22:13:35] Load weight begin. avail mem=16.13 GB", "weights"),
     ("\rMulti-thread loading shards:  50% Completed | 4/8 [00:20<00:20,  5.0s/it]", "weights"),
@@ -47,14 +47,19 @@ def test_phases_follow_the_log_and_never_go_back() -> None:
         assert phase == expected, line
 
 
-def test_real_start_passes_through_its_phases() -> None:
-    if not STARTUP_LOG.exists():
-        pytest.skip(f"{STARTUP_LOG.name} is not recorded yet")
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("startup.log", ["import", "weights", "kv-cache", "warm-up"]),  # no graphs on a CPU
+        ("startup-h200.log", ["import", "weights", "kv-cache", "graph-capture", "warm-up"]),
+    ],
+)
+def test_real_start_passes_through_its_phases(name: str, expected: list[str]) -> None:
     phase, seen = first_phase("sglang"), []
-    for line in STARTUP_LOG.read_bytes().splitlines():
+    for line in (LOGS / name).read_bytes().splitlines():
         phase = latest_phase("sglang", phase, line)
         seen += [phase] if phase not in seen else []
-    assert seen == ["import", "weights", "kv-cache", "warm-up"]  # no graphs on a CPU
+    assert seen == expected
 
 
 def test_whole_log_at_once_is_its_last_phase() -> None:
