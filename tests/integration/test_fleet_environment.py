@@ -201,7 +201,7 @@ def test_program_that_the_servers_user_may_not_run_is_named_with_the_reason(flee
     (closed / "python").symlink_to(sys.executable)
     fleet.write(server("a", free_port(), control={"python_path": str(closed / "python")}))
     fleet.start(**{PREFIX + "USER": pwd.getpwuid(NOBODY).pw_name})
-    reason = fleet.wait_event("server.crashed", "a")["reason"]
+    reason = fleet.wait_event("server.failed", "a")["reason"]
     assert f"couldn't exec {closed / 'python'}: EACCES" in reason
 
 
