@@ -46,7 +46,9 @@ def test_killed_and_hung_servers_come_back_and_health_follows(engine: Engine, in
         assert chat(container.port()).strip()
         killed, hung = crashes(container)
         assert killed["reason"].startswith("was killed by SIGKILL")
-        assert hung["reason"].startswith("hung: 3 probes in a row failed (no answer on /health in 1.2 s")  # and 0.3 s for the counters
+        assert hung["reason"].startswith(
+            "hung: 3 probes in a row failed (no answer on /health in 1.2 s"
+        )  # and 0.3 s for the counters
         assert container.events("server.hung")[0]["reason"] == hung["reason"]
         assert row["restarts"] == 2
         # supervisord is an ordinary process too: whoever kills it gets the fleet back.
