@@ -6,6 +6,7 @@ every program of a changed group. The servers are also offered to the kernel's O
 
 from __future__ import annotations
 
+import signal
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +21,8 @@ NO_STATUS = -1
 # memory on that alone is more than PID 1 holds; much more would single our servers out on a shared host.
 OOM_SCORE_RAISE = 100
 _OOM_SCORE_FILE = "/proc/self/oom_score_adj"
+# The signals that supervisord handles and that end a program.
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2)
 
 
 class FleetInterface:
@@ -100,6 +103,7 @@ def _update_group(group: Any, wanted: Any) -> list[str]:
 def make_fleet_interface(supervisord: Any, **_config: str) -> FleetInterface:
     """Make the namespace; named in supervisord.conf as `supervisor.rpcinterface_factory`."""
     _keep_wait_statuses()
+    lose_no_signal(Subprocess)
     _offer_servers_to_oom_killer()
     return FleetInterface(supervisord)
 
@@ -113,6 +117,32 @@ def _keep_wait_statuses() -> None:
         return original(self, pid, sts)
 
     Subprocess.finish = finish
+
+
+def lose_no_signal(subprocess: Any) -> None:
+    """Have a signal that comes between fork and exec end the child, as it would end the program.
+
+    The child still has supervisord's handlers there: they would take a stop, and exec would forget it. The server would
+    then load its model until the drain's deadline.
+    """
+    spawn, spawn_as_child = subprocess.spawn, subprocess._spawn_as_child
+    before: set[Any] = set()
+
+    def spawn_blocked(self: Any) -> Any:
+        before.clear()
+        before.update(signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()))
+        try:
+            return spawn(self)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)  # the child does not come here
+
+    def spawn_as_child_unblocked(self: Any, filename: str, argv: list[str]) -> Any:
+        for number in _STOPS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return spawn_as_child(self, filename, argv)
+
+    subprocess.spawn, subprocess._spawn_as_child = spawn_blocked, spawn_as_child_unblocked
 
 
 def _offer_servers_to_oom_killer() -> None:

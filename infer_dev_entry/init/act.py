@@ -196,6 +196,10 @@ class Actor:
 
     async def _try_start(self, spec: ServerSpec) -> f.StartSeen:
         taken = await _find_taken_port(spec)
+        if taken and (info := await self._read_process(spec.name)) and info.pid:
+            # By this very server, whom the user has started meanwhile through supervisorctl.
+            self._watch.watch(spec.name, info.pid)
+            return f.StartSeen(name=spec.name, pid=info.pid)
         if taken:
             mend = "end that process, or set another port"
             return f.StartSeen(name=spec.name, pid=0, problem=taken, mend=mend, outside=True)

@@ -48,7 +48,7 @@ class FleetLoop:
         self._snapshot: tuple[float, tuple[f.ProcessSeen, ...]] | None = None
         self._changed = asyncio.Event()
         self._poked = False
-        self._poll_at = 0.0
+        self._polled_at = float("-inf")
         self._trees_at = 0.0
         self._polling: asyncio.Task[None] | None = None
         self._poll_failures = 0
@@ -134,6 +134,16 @@ class FleetLoop:
 
     # -- supervisord's view
 
+    @property
+    def _settled(self) -> bool:
+        calm = (f.State.READY, f.State.STOPPED, f.State.FAILED, f.State.WAITING_GPU)
+        return all(server.state in calm for server in self.fleet.servers)
+
+    @property
+    def _poll_at(self) -> float:
+        # By what the fleet is now: the answer to the last question may have told of a death.
+        return self._polled_at + (POLL_SETTLED_S if self._settled else POLL_STARTING_S)
+
     def _poll_if_due(self) -> None:
         """Start a question to supervisord; one at a time, and never waited for here."""
         now = time.monotonic()
@@ -141,13 +151,9 @@ class FleetLoop:
             return
         if self._poked or now >= self._poll_at:
             self._poked = False
-            settled = all(
-                server.state in (f.State.READY, f.State.STOPPED, f.State.FAILED, f.State.WAITING_GPU)
-                for server in self.fleet.servers
-            )
-            self._poll_at = now + (POLL_SETTLED_S if settled else POLL_STARTING_S)
+            self._polled_at = now
             self._polling = asyncio.get_running_loop().create_task(self._poll(now))
-            if not settled or now >= self._trees_at:
+            if not self._settled or now >= self._trees_at:
                 self._trees_at = now + TREES_SETTLED_S
                 self.actor.refresh_trees()
 
