@@ -18,7 +18,7 @@ from infer_dev_entry.install.activation import activated_environ
 from infer_dev_entry.install.marker import LINK_NAME, read_marker
 from infer_dev_entry.render import environment_problem
 from infer_dev_entry.rundir import default_run_dir, read_fleet_id, write_private
-from infer_dev_entry.settings import parse_settings
+from infer_dev_entry.settings import Settings, parse_settings
 from infer_dev_entry.spec import Plan, render_plan
 
 # Run by the interpreter of an installed environment, which does not have this package.
@@ -43,7 +43,15 @@ def make_plan(environ: Mapping[str, str], config_path: str = "", *, run_dir: str
         )
     run_dir = run_dir or default_run_dir(environ)
     fleet_id = fleet_id or (read_fleet_id(run_dir) if os.path.isdir(run_dir) else "check")
-    options = ResolveOptions(
+    options = resolve_options(settings, environ, run_dir=run_dir, fleet_id=fleet_id)
+    host = LiveHost(own_mark=f"{fleet_id}/", environ=environ, cache_dir=settings.project_dir)
+    plan = resolve(read_config(path), source=path, options=options, host=host)
+    return activate_plan(plan, settings.project_dir, environ)
+
+
+def resolve_options(settings: Settings, environ: Mapping[str, str], *, run_dir: str, fleet_id: str) -> ResolveOptions:
+    """Return what the environment adds to a config."""
+    return ResolveOptions(
         overrides=settings.overrides,
         project_dir=settings.project_dir,
         python=settings.python,
@@ -53,9 +61,6 @@ def make_plan(environ: Mapping[str, str], config_path: str = "", *, run_dir: str
         tmp_dir=instance_tmp_dir(environ, fleet_id),
         model_download=settings.model_download_on_boot,
     )
-    host = LiveHost(own_mark=f"{fleet_id}/", environ=environ, cache_dir=settings.project_dir)
-    plan = resolve(read_config(path), source=path, options=options, host=host)
-    return activate_plan(plan, settings.project_dir, environ)
 
 
 def activate_plan(plan: Plan, project_dir: str, environ: Mapping[str, str]) -> Plan:

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from infer_dev_entry.config import Host, NoHost, ResolveOptions, resolve
+from infer_dev_entry.config import Host, NoHost, resolve
 from infer_dev_entry.config.instances import masked_environment
 from infer_dev_entry.errors import ConfigError, SettingsError
 from infer_dev_entry.host import LiveHost, expand_path, read_config
-from infer_dev_entry.planner import ENGINE_LAUNCHER, instance_tmp_dir
+from infer_dev_entry.planner import resolve_options
 from infer_dev_entry.rundir import default_run_dir, read_text
 from infer_dev_entry.settings import PREFIX, Settings, parse_settings
 from infer_dev_entry.spec import Plan, ServerSpec
@@ -101,17 +101,7 @@ def _resolve(args: argparse.Namespace, settings: Settings, environ: Mapping[str,
     path = args.file or settings.config
     if not path:
         raise SettingsError(f"cannot read a config: neither FILE nor {PREFIX}CONFIG is given; name a TOML file")
-    run_dir = default_run_dir(environ)
-    options = ResolveOptions(
-        overrides=settings.overrides,
-        project_dir=settings.project_dir,
-        python=settings.python,
-        engine_python=sys.executable,
-        engine_launcher=ENGINE_LAUNCHER,
-        run_dir=run_dir,
-        tmp_dir=instance_tmp_dir(environ, _fleet_id(environ)),
-        model_download=settings.model_download_on_boot,
-    )
+    options = resolve_options(settings, environ, run_dir=default_run_dir(environ), fleet_id=_fleet_id(environ))
     return resolve(read_config(path), source=path, options=options, host=host)
 
 

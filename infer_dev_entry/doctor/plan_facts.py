@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infer_dev_entry.config import Gpu, Host, NoHost, ResolveOptions, resolve
+from infer_dev_entry.config import Gpu, Host, NoHost, resolve
 from infer_dev_entry.doctor.rows import Row, fail, ok, skip, warn
 from infer_dev_entry.doctor.wishes import Wish, read_wish
 from infer_dev_entry.errors import ConfigError
 from infer_dev_entry.host import LiveHost, expand_path, read_config
-from infer_dev_entry.planner import ENGINE_LAUNCHER, instance_tmp_dir
+from infer_dev_entry.planner import resolve_options
 from infer_dev_entry.rundir import client_run_dir, read_text
 from infer_dev_entry.settings import Settings
 from infer_dev_entry.spec import Plan
@@ -78,16 +77,7 @@ def _read_on(
 
 
 def _resolve(text: str, path: str, settings: Settings, environ: Mapping[str, str], host: Host) -> Plan:
-    options = ResolveOptions(
-        overrides=settings.overrides,
-        project_dir=settings.project_dir,
-        python=settings.python,
-        engine_python=sys.executable,
-        engine_launcher=ENGINE_LAUNCHER,
-        run_dir=client_run_dir(environ),
-        tmp_dir=instance_tmp_dir(environ, fleet_mark(environ)),
-        model_download=settings.model_download_on_boot,
-    )
+    options = resolve_options(settings, environ, run_dir=client_run_dir(environ), fleet_id=fleet_mark(environ))
     return resolve(text, source=path, options=options, host=host)
 
 
