@@ -13,9 +13,15 @@ import infer_dev_entry
 
 PACKAGE = Path(infer_dev_entry.__file__).parent
 EFFECTS = {"os", "time", "signal", "subprocess", "socket", "http", "urllib", "xmlrpc", "psutil", "structlog"}
+DOCTOR = (
+    *("rows", "wishes", "safetensors", "gguf", "found_model", "vram", "gpu_checks", "vram_checks", "model_checks"),
+    *("environment_checks", "machine_checks", "fleet_checks"),
+)
 PURE = (
-    *("errors.py", "variables.py", "settings.py", "spec.py", "render.py", "fleet.py", "decide.py", "status.py"),
-    *("phases.py", "progress.py", "startup.py", "gpu_wait.py"),
+    *("errors.py", "variables.py", "settings.py", "spec.py", "render.py", "fleet.py", "status.py"),
+    *("phases.py", "progress.py", "startup.py", "gpu_wait.py", "redact.py"),
+    *(f"doctor/{name}.py" for name in DOCTOR),
+    *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "decide").glob("*.py")),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "diagnosis").glob("*.py")),
     *(
         f"bundle/{name}.py"

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make import PROBE, RESTART, Story, events, make_spec, of_type
 
-from infer_dev_entry.decide import KILL_RETRY_S, STARTUP_PROBE_PERIOD_S, decide
+from infer_dev_entry.decide import decide
+from infer_dev_entry.decide.probes import STARTUP_PROBE_PERIOD_S
+from infer_dev_entry.decide.stops import KILL_RETRY_S
 from infer_dev_entry.fleet import (
     Configure,
     Fleet,

@@ -1,0 +1,47 @@
+"""May a server start on its GPUs yet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from infer_dev_entry.decide.turn import Turn
+from infer_dev_entry.fleet import GpuSeen, Server, State, shares_gpu
+from infer_dev_entry.gpu_wait import GpuWait, Verdict, judge, needed_share
+
+
+def take_gpus(turn: Turn, server: Server, seen: GpuSeen) -> None:
+    """Clear the start, or wait on: what holds a GPU is outside the server, so it never counts as a failure."""
+    server = replace(server, gpu_looking=False)
+    if server.pid or server.state not in (State.WAITING_GPU, State.STARTING, State.BACKOFF):
+        turn.put(server)  # stopped, or started by the user, meanwhile
+        return
+    spec, before = server.spec, server.gpu_wait
+    share = 0.0 if shares_gpu(turn.fleet, server) else needed_share(spec)
+    wait, verdict = judge(before, seen.look, now=turn.seen.now, share=share, wait_s=spec.gpu_wait_s)
+    _report_gpus(turn, server, wait, verdict, seen)
+    server = replace(server, gpu_wait=wait)
+    if verdict.may_start:
+        turn.put(replace(server, gpu_clear=True, due_at=turn.seen.now))
+        return
+    state = State.FAILED if verdict.lost else State.WAITING_GPU
+    due_at = turn.seen.now + verdict.retry_s
+    turn.put(replace(server, state=state, reason=verdict.reason, mend=verdict.mend, due_at=due_at))
+
+
+def _report_gpus(turn: Turn, server: Server, wait: GpuWait, verdict: Verdict, seen: GpuSeen) -> None:
+    """Report the beginning of a wait, its deadline, and its end."""
+    before, told = server.gpu_wait, {"reason": verdict.reason, "mend": verdict.mend}
+    if verdict.lost:
+        turn.report("error", "gpu.lost", server, **told)
+    elif verdict.may_start and verdict.reason:
+        turn.report("warning", "gpu.unseen", server, reason=verdict.reason)
+    elif verdict.may_start:
+        if seen.look.gpus and (server.runs or before.since is not None):
+            used = sum(gpu.used_bytes for gpu in seen.look.gpus)
+            waited_ms = round(1000 * (turn.seen.now - (before.since or turn.seen.now)))
+            freed = max(0, before.most - used)
+            turn.report("info", "gpu.free", server, used_bytes=used, freed_bytes=freed, waited_ms=waited_ms)
+    elif wait.late and not before.late:
+        turn.report("warning", "gpu.blocked", server, **told, after_s=server.spec.gpu_wait_s)
+    elif before.since is None:
+        turn.report("info", "gpu.waiting", server, **told)
