@@ -405,9 +405,8 @@ def _server_wake_at(fleet: Fleet, server: Server) -> float:
 
 
 def is_probed(server: Server) -> bool:
-    return (
-        bool(server.pid) and not server.probing and server.ending is Ending.NONE and server.state is not State.DRAINING
-    )
+    asked = bool(server.pid) and not server.spec.probe.by_pid
+    return asked and not server.probing and server.ending is Ending.NONE and server.state is not State.DRAINING
 
 
 def can_start_but_for_time(fleet: Fleet, server: Server) -> bool:

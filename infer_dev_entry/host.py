@@ -203,6 +203,14 @@ class LiveHost:
         text = self._environ.get(name)
         return Secret(problem="it is not set") if text is None else Secret(text=text)
 
+    def variable(self, name: str) -> str | None:
+        """What a variable holds in the environment that was given."""
+        return self._environ.get(name)
+
+    def knows_variables(self) -> bool:
+        """True: it is this machine's."""
+        return True
+
     def sglang_args_source(self, python: str) -> tuple[str, str] | None:
         """Find the SGLang of an interpreter's environment by its files; nothing of it is run."""
         if "/" not in python:

@@ -14,7 +14,7 @@ class ProbeSpec:
 
     `progress_paths` are pages of counters, the best first (see `infer_dev_entry.progress`); with `counters_first` they
     are asked before the server is made to generate. A start whose log says nothing for `stall_timeout_s` is hung;
-    0: never.
+    0: never. With `by_pid` nothing is asked of the server: it is ready while its process lives.
     """
 
     startup_path: str
@@ -26,6 +26,7 @@ class ProbeSpec:
     stall_timeout_s: float = 0.0
     progress_paths: tuple[str, ...] = ()
     counters_first: bool = False
+    by_pid: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,8 @@ class ServerSpec:
     all GPUs and () for none. `url` is where a client on this machine reaches it. `more_ports` are bound beside `port`,
     for NCCL and the like, only once the model has loaded; so they must be free before the start. `warm_after` names the
     replica whose first load leaves the model in the page cache; "" when there is none to wait for. After `gpu_wait_s`
-    a start that waits for GPU memory is reported, and waits on.
+    a start that waits for GPU memory is reported, and waits on. One that does not `serve` answers no requests, as the
+    other nodes of SGLang beside the first; `note` says why, to whoever sees it ready.
     """
 
     name: str
@@ -76,10 +78,14 @@ class ServerSpec:
     more_ports: tuple[int, ...] = ()
     warm_after: str = ""
     gpu_wait_s: float = 60.0
+    serves: bool = True
+    note: str = ""
 
     @property
     def url(self) -> str:
-        """The base URL for a client on this machine; wildcard hosts become loopback."""
+        """The base URL for a client on this machine; wildcard hosts become loopback. "" for one that does not serve."""
+        if not self.serves:
+            return ""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(self.host, self.host)
         if ":" in host and not host.startswith("["):
             host = f"[{host}]"

@@ -62,7 +62,7 @@ def _reason_line(row: Mapping[str, Any]) -> str:
 def _cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
     gpus = "all" if row["gpu_ids"] is None else ",".join(row["gpu_ids"]) or "none"
     up = render_duration(now - row["ready_since"]) if row["ready_since"] else "-"
-    return (row["name"], row["state"], up, str(row["pid"] or "-"), str(row["restarts"]), gpus, row["url"])
+    return (row["name"], row["state"], up, str(row["pid"] or "-"), str(row["restarts"]), gpus, row["url"] or "-")
 
 
 def render_duration(seconds: float) -> str:
@@ -86,5 +86,5 @@ def render_curl(url: str) -> str:
 def render_ready(rows: Sequence[Mapping[str, Any]], now: float) -> Iterable[str]:
     """Yield the lines that greet the user when everything serves."""
     yield from render_status_table(rows, now).splitlines()
-    ready = [row for row in rows if row["state"] == "ready"]
+    ready = [row for row in rows if row["state"] == "ready" and row["url"]]
     yield from (f"try:  {render_curl(row['url'])}" for row in ready[:1])

@@ -22,7 +22,7 @@ STATES = {
     State.WAITING_GPU: "swept, and waits until its GPUs' memory is free; the reason names the holder; no failure",
     State.STARTING: "waits for its start (dependency, stagger), or its process is younger than a second",
     State.LOADING: "the process runs, its startup probe has not succeeded yet",
-    State.READY: "its last probe succeeded",
+    State.READY: "its last probe succeeded; of a server that is watched by its process alone: it lives",
     State.UNHEALTHY: "it was ready, and its last probe failed; `failure_threshold` failures in a row end it",
     State.DRAINING: "told to stop; completes its requests until `drain_timeout_s`",
     State.BACKOFF: "has crashed or could not start; starts again when the back-off ends",

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from infer_dev_entry.config import Host, NoHost, resolve
+from infer_dev_entry.config.faults import SHORTEST_SECRET, is_secret
 from infer_dev_entry.config.instances import masked_environment
 from infer_dev_entry.errors import ConfigError, SettingsError
 from infer_dev_entry.host import LiveHost, expand_path, read_config
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings = parse_settings(environ)
     if args.action == "check":
         return _check(args, settings, environ)
-    plan = _resolve(args, settings, environ, NoHostButGpus(args.gpus))
+    plan = _resolve(args, settings, environ, NoHostButGpus(args.gpus, environ))
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(_render(args, plan, environ), end="")
@@ -67,10 +68,14 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 class NoHostButGpus(NoHost):
-    """For showing: this machine's GPUs and home, but no complaint about its ports and files."""
+    """For showing: this machine's GPUs, home and variables, but no complaint about its ports and files."""
 
-    def __init__(self, gpu_count: int | None) -> None:
-        super().__init__(gpu_count, None if gpu_count is not None else LiveHost().gpus())
+    def __init__(self, gpu_count: int | None, environ: Mapping[str, str]) -> None:
+        super().__init__(gpu_count, None if gpu_count is not None else LiveHost().gpus(), environ=environ)
+
+    def knows_variables(self) -> bool:
+        """True: a command line without what a variable stands for would be none that ever runs."""
+        return True
 
     def expand(self, path: str) -> str:
         """The absolute path on this machine."""
@@ -79,7 +84,7 @@ class NoHostButGpus(NoHost):
 
 def _check(args: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
     static = args.static or args.gpus is not None
-    host: Host = NoHost(args.gpus) if static else LiveHost(f"{_fleet_id(environ)}/", environ=environ)
+    host: Host = NoHost(args.gpus, environ=environ) if static else LiveHost(f"{_fleet_id(environ)}/", environ=environ)
     faults: tuple[str, ...] = ()
     plan = Plan(source="", servers=())
     try:
@@ -111,7 +116,7 @@ def _fleet_id(environ: Mapping[str, str]) -> str:
 
 
 def _render(args: argparse.Namespace, plan: Plan, environ: Mapping[str, str]) -> str:
-    servers = plan.servers if args.show_secrets else tuple(_masked(server) for server in plan.servers)
+    servers = plan.servers if args.show_secrets else tuple(_masked(server, environ) for server in plan.servers)
     if args.action == "render":
         from infer_dev_entry.render import DaemonSpec, render_conf
 
@@ -122,9 +127,22 @@ def _render(args: argparse.Namespace, plan: Plan, environ: Mapping[str, str]) ->
     return "\n".join(_block(row) for row in rows)
 
 
-def _masked(server: ServerSpec) -> ServerSpec:
+def _masked(server: ServerSpec, environ: Mapping[str, str]) -> ServerSpec:
+    """Hide secrets by the names that they go under here, and by those of the variables that they came from."""
+    found = {value for name, value in environ.items() if is_secret(name) and len(value) >= SHORTEST_SECRET}
+    secrets = sorted(found, key=len, reverse=True)  # one may hold another
+
+    def hidden(text: str) -> str:
+        for secret in secrets:
+            text = text.replace(secret, "***")
+        return text
+
     environment = masked_environment(dict(server.environment))
-    return replace(server, argv=_masked_argv(server.argv), environment=tuple(environment.items()))
+    return replace(
+        server,
+        argv=tuple(hidden(word) for word in _masked_argv(server.argv)),
+        environment=tuple((name, hidden(value)) for name, value in environment.items()),
+    )
 
 
 def _row(server: ServerSpec) -> dict[str, object]:

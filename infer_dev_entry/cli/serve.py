@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print("watch it come up:  infer-dev status --watch")
         return 0
     if all(row["state"] == "ready" for row in rows if row["wanted"]):
-        for row in [row for row in rows if row["state"] == "ready"][:1]:
+        for row in [row for row in rows if row["state"] == "ready" and row["url"]][:1]:
             print("try:  " + render_curl(row["url"]))
         return 0
     print(f"infer-dev serve: not every server is ready after {args.wait:g} s", file=sys.stderr)

@@ -18,6 +18,7 @@ from infer_dev_entry.config.flags import (
     render_setting,
 )
 from infer_dev_entry.config.instances import Instance
+from infer_dev_entry.config.nodes import NodeChecker, Nodes
 from infer_dev_entry.config.parallel import NO_PARALLEL, port_of, raw_value, read_parallel
 from infer_dev_entry.config.secrets import SecretReader
 from infer_dev_entry.config.yaml import read_yaml
@@ -40,6 +41,7 @@ class Arguments:
     dist_init: tuple[str, int] | None  # the address that this node binds for torch.distributed, when it is given
     needs_dist_init: bool  # none is given, and SGLang would derive one from its port
     data_workers: bool  # dp_size workers, each with a torch.distributed and GPUs of its own
+    nodes: Nodes
     parallel: int  # tp × pp (and dp) on this node; 0 when it uses no CUDA device
     model: str  # as written; "" when it comes from elsewhere
     private: Mapping[str, object]  # goes into a file of mode 0600
@@ -84,6 +86,7 @@ class ArgumentReader:
             dist_init=parallel.dist_init,
             needs_dist_init=parallel.needs_dist_init,
             data_workers=parallel.data_workers,
+            nodes=parallel.nodes,
             parallel=parallel.gpus,
             model=_text(values.get(flags.profile.model_flag)),
             private=private,
@@ -182,6 +185,11 @@ class ArgumentReader:
         host = values.get("host", "")
         if host is not REFUSED and not isinstance(host, str):
             self._faults.add(arguments.origin("host", instance), f"expected a host, got {shown(host)}", "quote it")
+        NodeChecker(arguments.nodes, arguments.origins, (*instance.path, "server"), self._faults).check(
+            replicas=instance.control.replicas,
+            replicas_at=instance.origin("replicas"),
+            data_workers=arguments.data_workers,
+        )
         if not _has_model(flags, arguments, values):
             self._faults.add((*instance.path, "server"), *_missing_model(flags.profile))
         for name, why in flags.profile.refused_environment.items():

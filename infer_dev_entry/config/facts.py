@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,6 +61,12 @@ class Host(Protocol):
     def secret_variable(self, name: str, /) -> Secret:
         """The value of an environment variable that holds a key."""
 
+    def variable(self, name: str, /) -> str | None:
+        """What an environment variable holds; None when it is not set."""
+
+    def knows_variables(self) -> bool:
+        """Whether the environment is that of the machine which the config is for."""
+
     def sglang_args_source(self, python: str, /) -> tuple[str, str] | None:
         """The version of the SGLang that this interpreter would import, and the text of the modules with its flags."""
 
@@ -71,10 +78,20 @@ class Host(Protocol):
 
 
 class NoHost:
-    """A host that finds no fault: the config is read as text, for another machine. `gpu_count` pretends GPUs."""
+    """A host that finds no fault: the config is read as text, for another machine. `gpu_count` pretends GPUs.
 
-    def __init__(self, gpu_count: int | None = None, gpus: tuple[Gpu, ...] | None = None) -> None:
+    Variables come from `environ`; what is not in it may be set on the other machine.
+    """
+
+    def __init__(
+        self,
+        gpu_count: int | None = None,
+        gpus: tuple[Gpu, ...] | None = None,
+        *,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self._gpus = gpus if gpu_count is None else tuple(_pretended(index) for index in range(gpu_count))
+        self._environ = environ or {}
 
     def gpus(self) -> tuple[Gpu, ...] | None:
         """The pretended GPUs, if any."""
@@ -103,6 +120,14 @@ class NoHost:
         return Secret(text="***")
 
     secret_variable = secret_file
+
+    def variable(self, name: str, /) -> str | None:
+        """What was given."""
+        return self._environ.get(name)
+
+    def knows_variables(self) -> bool:
+        """False: the other machine's environment is not known."""
+        return False
 
     def sglang_args_source(self, _python: str, /) -> tuple[str, str] | None:
         """None: not looked at."""

@@ -14,6 +14,7 @@ BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 LIST_INDEX = re.compile(r"\[[0-9]+\]")
 SECRET_NAME = re.compile(r"KEY|TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 SHOWN_CHARACTERS = 60
+SHORTEST_SECRET = 6  # a shorter text is no key, and stands in many words by chance
 MANY_FAULTS = 200  # comparing a name with all of SGLang's flags takes milliseconds
 
 
@@ -30,6 +31,7 @@ class Faults:
     def __init__(self, source: str) -> None:
         self._source = render_source(source)
         self._overrides: Mapping[str, object] = {}
+        self._variables: dict[Path, tuple[tuple[str, ...], str]] = {}
         self._faults: dict[str, None] = {}
         self._warnings: dict[str, None] = {}
         self._noted: set[str] = set()
@@ -64,6 +66,22 @@ class Faults:
             node = node[key]
         return True
 
+    def note_variables(self, path: Path, names: tuple[str, ...], text: str) -> None:
+        """Remember that the text at this path was made with these variables, so that a fault in it names them."""
+        self._variables[path] = (tuple(dict.fromkeys(names)), text)
+
+    def from_variables(self, path: Path) -> bool:
+        """Whether the text at this path was made with variables."""
+        return path in self._variables
+
+    def secret_texts(self) -> Mapping[str, Path]:
+        """The texts that were made with variables that may hold secrets, with the first path of each."""
+        secret: dict[str, Path] = {}
+        for path, (names, text) in self._variables.items():
+            if any(is_secret(name) for name in names) and len(text) >= SHORTEST_SECRET:
+                secret.setdefault(text, path)
+        return secret
+
     def add(self, path: Path, problem: str, mend: str = "") -> None:
         """Record a fault at a path ("" problems and paths are never passed; the mend may be empty)."""
         self._faults[self._line(path, problem, mend)] = None
@@ -84,6 +102,11 @@ class Faults:
 
     def _line(self, path: Path, problem: str, mend: str) -> str:
         origin = f" (set by {OVERRIDES_NAME})" if path and self.overridden(path) else ""
+        names, text = self._variables.get(path, ((), ""))
+        if names:
+            origin += f" (from {', '.join(f'${{{name}}}' for name in names)})"
+        if text and any(is_secret(name) for name in names):
+            problem, mend = (part.replace(shown(text), '"***"').replace(text, "***") for part in (problem, mend))
         return f"{self._source}: {render_path(path)}{origin}: {problem}{'; ' if mend else ''}{mend}"
 
 

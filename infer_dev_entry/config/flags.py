@@ -11,6 +11,7 @@ from difflib import get_close_matches
 
 from infer_dev_entry.config.catalogue import Catalogue, versions_with
 from infer_dev_entry.config.faults import REFUSED, Faults, Path, shown
+from infer_dev_entry.config.interpolate import typed
 from infer_dev_entry.engines import EngineProfile, FlagSpec
 
 _INT = re.compile(r"[+-]?[0-9]+")
@@ -84,13 +85,21 @@ def read_settings(table: Mapping[str, object], path: Path, flags: Flags, faults:
     """Read one table. A flag under two of its names is a fault, unless the overrides brought the second."""
     settings: dict[str, Setting] = {}
     for key, value in table.items():
-        setting = read_setting(key, value, (*path, key), flags)
+        setting = read_setting(key, _typed(key, value, (*path, key), flags, faults), (*path, key), flags)
         other = settings.get(setting.name)
         if other and faults.overridden(other.path) == faults.overridden(setting.path):
             faults.add(setting.path, f"the same flag as {other.path[-1]}", "remove one of them")
         if not other or faults.overridden(setting.path):
             settings[setting.name] = setting
     return tuple(settings.values())
+
+
+def _typed(key: str, value: object, path: Path, flags: Flags, faults: Faults) -> object:
+    """A variable holds text; a switch needs true or false. Other flags take numbers as text anyway."""
+    if not isinstance(value, str) or not faults.from_variables(path):
+        return value
+    forms = flags.forms.get(read_setting(key, value, path, flags).name, ())
+    return typed("bool", value) if forms and forms[0].kind in ("switch", "pair") else value
 
 
 def render_setting(setting: Setting, flags: Flags, faults: Faults) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from infer_dev_entry.config.faults import (
     Refused,
     shown,
 )
+from infer_dev_entry.config.interpolate import typed
 from infer_dev_entry.config.keys import GLOBAL_TABLES, LONGEST_S, MAX_REPLICAS, Key, Value, names_of
 
 MAX_DEPTH = 24
@@ -100,7 +101,7 @@ def _clean(value: object, path: Path, faults: Faults) -> object:
     if isinstance(value, list):
         items = [_clean(item, (*path, f"[{index}]"), faults) for index, item in enumerate(value)]
         return REFUSED if any(item is REFUSED for item in items) else items
-    problem, mend = _problem(value)
+    problem, mend = ("", "") if isinstance(value, Refused) else _problem(value)
     if problem:
         faults.add(path, problem, mend)
         return REFUSED
@@ -185,6 +186,8 @@ def parse_table(
     values: dict[str, Value] = {}
     for name, value in raw.items():
         if name in known:
+            if isinstance(value, str) and faults.from_variables((*path, name)):
+                value = typed("int" if known[name].kind == "replicas" else known[name].kind, value)
             _take(known[name], value, (*path, name), values, faults)
         elif not open_:
             faults.add((*path, name), "unknown key", faults.nearest(name, known, f"known: {', '.join(names_of(keys))}"))

@@ -11,6 +11,7 @@ from infer_dev_entry.config.facts import Host
 from infer_dev_entry.config.faults import Faults
 from infer_dev_entry.config.gpus import GpuSet, Need, deal_gpus
 from infer_dev_entry.config.instances import Instance, read_instances, read_master
+from infer_dev_entry.config.interpolate import interpolate_document
 from infer_dev_entry.config.order import order_instances
 from infer_dev_entry.config.parse import Document, clean_document, merge_overrides, parse_overrides, parse_toml
 from infer_dev_entry.config.ports import PortDealer, replica_port
@@ -37,19 +38,29 @@ def resolve(text: str, *, source: str, options: ResolveOptions, host: Host) -> P
         ConfigError: the config cannot be used; it holds every fault found, one line each.
     """
     faults = Faults(source)
-    document = _read_document(text, options.overrides, faults)
+    document = _read_document(text, options.overrides, host, faults)
     servers = _resolve_servers(document, options, host, faults) if document is not None else ()
+    _warn_of_secrets(servers, faults)
     if faults.faults:
         raise ConfigError(faults.faults)
     return Plan(source=source, servers=servers, warnings=faults.warnings)
 
 
-def _read_document(text: str, overrides_text: str, faults: Faults) -> Document | None:
+def _warn_of_secrets(servers: Sequence[ServerSpec], faults: Faults) -> None:
+    """Name the secrets that variables have brought into a command line. Keys that engines know are not in it."""
+    for text, path in faults.secret_texts().items():
+        if any(text in word for server in servers for word in server.argv):
+            mend = "pass it in the env table, if the server can read it there"
+            faults.warn(path, "may be a secret, and every user of the machine can read a command line", mend)
+
+
+def _read_document(text: str, overrides_text: str, host: Host, faults: Faults) -> Document | None:
     document = parse_toml(text, faults)
     overrides = parse_overrides(overrides_text, faults)
     if document is None:
         return None
-    return clean_document(merge_overrides(document, overrides, faults), faults)
+    merged = merge_overrides(document, overrides, faults)
+    return clean_document(interpolate_document(merged, host, faults), faults)
 
 
 def _resolve_servers(document: Document, options: ResolveOptions, host: Host, faults: Faults) -> tuple[ServerSpec, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from infer_dev_entry.config.checks import FleetChecker
 from infer_dev_entry.config.faults import Faults
@@ -53,10 +54,12 @@ class ServerBuilder:
             start_stagger_s=control.start_stagger_s,
             drain_timeout_s=control.drain_timeout_s,
             gpu_wait_s=control.gpu_wait_s,
-            probe=item.instance.probe,
+            probe=replace(item.instance.probe, by_pid=bool(item.arguments.nodes.rank)),
             restart=item.instance.restart,
             files=files,
             more_ports=more_ports,
+            serves=not item.arguments.nodes.rank,
+            note=item.arguments.nodes.note,
             warm_after=item.name_of(0) if number and control.warm_first else "",
         )
 
@@ -78,9 +81,10 @@ class ServerBuilder:
             return {}, ()
         words, ports = self._nccl(item, number, port, name)
         if item.arguments.dist_init:
-            address, dist_init = item.arguments.dist_init
+            _, dist_init = item.arguments.dist_init
             path = item.arguments.origin("dist-init-addr", item.instance)
-            self._checker.check_port(name, address, dist_init, path, "dist_init_addr")
+            # torch binds it at every address, whatever the one is that it is given
+            self._checker.check_port(name, "", dist_init, path, "dist_init_addr")
             return words, (*ports, dist_init)
         if item.arguments.needs_dist_init:
             first = self._deal(item, port, name, "dist_init_addr", DIST_INIT_RUN)
@@ -103,6 +107,8 @@ class ServerBuilder:
             given = arguments.nccl_port + number
             self._checker.check_port(name, "", given, path, "nccl_port")
             return {"nccl-port": ("--nccl-port", str(given))}, (given,)
+        if arguments.nodes.count > 1:
+            return {}, ()  # the nodes meet at dist_init_addr, which takes this port's place
         dealt = self._deal(item, port, name, "nccl_port")
         return {"nccl-port": ("--nccl-port", str(dealt))}, (dealt,)
 

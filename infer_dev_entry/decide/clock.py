@@ -56,6 +56,7 @@ def _probe_slack_s(server: Server) -> float:
 def _is_past_startup(server: Server, now: float) -> bool:
     return (
         server.ending is Ending.NONE
+        and not server.spec.probe.by_pid
         and server.state is not State.DRAINING
         and (now >= server.started_at + server.spec.probe.startup_deadline_s)
     )

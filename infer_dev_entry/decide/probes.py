@@ -88,15 +88,31 @@ def _take_good_probe(turn: Turn, server: Server, seen: ProbeSeen) -> None:
         server = take_readiness(take_log(server, seen, turn.seen.now), turn.seen.now)
         if server.phases:
             turn.actions.append(Remember(spec=server.spec, start=server.phases))
-        took_s = round(turn.seen.now - server.started_at, 1)
-        turn.report("info", "server.ready", server, url=server.spec.url, after_s=took_s)
-        server = replace(server, ready_at=turn.seen.now, unready_failures=0, served=True)
+        server = replace(_ready(turn, server), served=True)
         # From here the liveness period counts.
         server = replace(server, probe_at=turn.seen.now + server.spec.probe.period_s)
     elif server.state is State.UNHEALTHY:
         turn.report("info", "server.recovered", server, failed_probes=server.probe_failures)
     since = server.ready_since if server.state is State.READY else turn.seen.wall
     turn.put(replace(server, state=State.READY, ready_since=since, probe_failures=0, reason="", mend=""))
+
+
+def take_life(turn: Turn, server: Server) -> None:
+    """The process of a server that is watched by it alone has lived past supervisord's `startsecs`: it is ready.
+
+    That proves no configuration, so `served` stays false; and it is never given up for want of readiness, as it may
+    only wait for another machine.
+    """
+    turn.put(
+        replace(_ready(turn, server), state=State.READY, ready_since=turn.seen.wall, reason=server.spec.note, mend="")
+    )
+
+
+def _ready(turn: Turn, server: Server) -> Server:
+    took_s = round(turn.seen.now - server.started_at, 1)
+    at = {"url": server.spec.url} if server.spec.serves else {"note": server.spec.note}
+    turn.report("info", "server.ready", server, **at, after_s=took_s)
+    return replace(server, ready_at=turn.seen.now, unready_failures=0)
 
 
 def _take_bad_probe(turn: Turn, server: Server, seen: ProbeSeen) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from infer_dev_entry.decide.failures import fail
+from infer_dev_entry.decide.probes import take_life
 from infer_dev_entry.decide.starts import adopt
 from infer_dev_entry.decide.stops import stop, take_stopped
 from infer_dev_entry.decide.turn import Turn
@@ -53,6 +54,8 @@ def _take_running(turn: Turn, server: Server, process: ProcessSeen) -> None:
     elif process.statename == "RUNNING" and state is State.STARTING:
         state = State.LOADING
     turn.put(replace(server, statename=process.statename, state=state, reason=reason))
+    if state is State.LOADING and server.spec.probe.by_pid:
+        take_life(turn, replace(server, statename=process.statename))
 
 
 def _take_end(turn: Turn, server: Server, process: ProcessSeen) -> None:

@@ -67,7 +67,7 @@ def read_plan(path: str, settings: Settings, environ: Mapping[str, str], gpus: t
 def _read_on(
     path: str, settings: Settings, environ: Mapping[str, str], gpus: tuple[Gpu, ...] | None
 ) -> tuple[Wish, ...] | None:
-    for host in (_TextHost(gpus=gpus), _TextHost()):
+    for host in (_TextHost(gpus=gpus, environ=environ), _TextHost(environ=environ)):
         try:
             plan = _resolve(read_config(path), path, settings, environ, host)
         except ConfigError:

@@ -176,7 +176,7 @@ class FleetLoop:
         healthy = bool(self.fleet.servers) and f.is_healthy(self.fleet) and not self.fleet.shutting_down
         if healthy and not self._was_healthy and any(server.wanted for server in self.fleet.servers):
             rows = status_rows(self.fleet)
-            self._log.info("fleet.ready", servers=len(rows), urls=" ".join(row["url"] for row in rows))
+            self._log.info("fleet.ready", servers=len(rows), urls=" ".join(row["url"] for row in rows if row["url"]))
             greeted, self._greeted = self._greeted, f.applied_specs(self.fleet)
             for line in render_ready(rows, time.time()) if greeted != self._greeted else ():
                 self._on_ready(line)

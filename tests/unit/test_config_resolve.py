@@ -788,7 +788,7 @@ def test_port_beside_the_servers_own_is_checked(lines: str, ports: dict[int, str
 
 
 def test_dist_init_address_of_another_node_is_not_bound_here() -> None:
-    lines = 'nnodes = 2\nnode_rank = 1\ndist_init_addr = "10.0.0.1:9002"\nnccl_port = 9000'
+    lines = 'nnodes = 2\ntp_size = 2\nnode_rank = 1\ndist_init_addr = "10.0.0.1:9002"\nnccl_port = 9000'
     assert one(server(lines), FakeHost(ports={9002: "pid 7 (x)"})).more_ports == (9000,)
 
 
