@@ -11,6 +11,10 @@ from infer_dev_entry.engines import ENGINE_NAMES, FlagSpec
 
 Schema = dict[str, object]
 
+# A string with a variable stands for a value of any type.
+_FROM_VARIABLES: Schema = {"$ref": "#/$defs/from_variables"}
+_TYPED_KINDS = ("bool", "int", "seconds", "replicas", "choice")
+
 _SCALARS: Mapping[str, list[str]] = {
     "int": ["integer", "string"],
     "suffixed_int": ["integer", "string"],
@@ -46,6 +50,7 @@ def _schema() -> Schema:
             },
             **{name: _instance_table(name) for name in INSTANCE_TABLES},
             "flags": _flags(),
+            "from_variables": {"type": "string", "pattern": "\\$\\{[A-Za-z_][A-Za-z0-9_]*(:-[^{}]*)?\\}"},
             **_shapes(),
         },
     }
@@ -86,7 +91,7 @@ def _flag(forms: list[FlagSpec]) -> Schema:
         schema["deprecated"] = True
     kinds = sorted({_shape(form) for form in forms})
     choices = sorted({choice for form in forms for choice in form.choices})
-    shapes: list[Schema] = [{"enum": _enum(choices)}] if choices else []
+    shapes: list[Schema] = [{"enum": _enum(choices)}, dict(_FROM_VARIABLES)] if choices else []
     shapes += [{"$ref": f"#/$defs/flag_{kind}"} for kind in kinds if kind]
     return {**schema, **shapes[0]} if len(shapes) == 1 else {**schema, "anyOf": shapes}
 
@@ -114,7 +119,7 @@ def _version_key(version: str) -> tuple[int, ...]:
 def _shapes() -> dict[str, Schema]:
     """The shapes of flags. A number may be quoted, a lone value be listed, and `false` omits any flag."""
     shapes: dict[str, Schema] = {
-        "switch": {"type": "boolean"},
+        "switch": {"anyOf": [{"type": "boolean"}, dict(_FROM_VARIABLES)]},
         "optional": {"type": ["boolean", "number", "string"]},
         "json": {"type": ["object", "array", "string", "number", "boolean"]},
     }
@@ -135,7 +140,8 @@ def _closed(properties: Mapping[str, object], text: str) -> Schema:
 
 
 def _key(key: Key) -> Schema:
-    schema = _kind(key)
+    kind = _kind(key)
+    schema = {"anyOf": [kind, dict(_FROM_VARIABLES)]} if key.kind in _TYPED_KINDS else kind
     schema["description"] = key.text.replace("`", "")
     if key.default is not None:
         schema["default"] = list(key.default) if isinstance(key.default, tuple) else key.default

@@ -18,8 +18,7 @@ class Machine(FakeHost):
     """A machine whose environment is known."""
 
     def __init__(self, **variables: str) -> None:
-        super().__init__()
-        self._environ = variables
+        super().__init__(environ=variables)
 
     def knows_variables(self) -> bool:
         return True

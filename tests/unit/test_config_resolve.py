@@ -24,8 +24,9 @@ class FakeHost(NoHost):
         ports: dict[int, str] | None = None,
         missing: tuple[str, ...] = (),
         sglang: str = "",
+        environ: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(gpus=gpus)
+        super().__init__(gpus=gpus, environ=environ)
         self.ports = ports or {}
         self.missing = missing
         self.sglang = sglang

@@ -43,6 +43,8 @@ def resolves(text: str) -> bool:
         SERVER + "log_requests_level = 2\nextra_args = ['--x']\n[instance.a.yaml]\nmax_running_requests = 4\n",
         SERVER + "[instance.a.control]\ngpu_ids = [0, 1]\nreplicas = 'per-gpu'\nstart_stagger_s = 1\n",
         SERVER + "[instance.a.env]\nA = 1\nB = true\n[instance.a.probe]\nperiod_s = 30\n",
+        SERVER + "tp_size = '${TP}'\nenable_metrics = '${ON}'\ntool_call_parser = '${PARSER:-glm47}'\n",
+        SERVER + "[instance.a.control]\nreplicas = '${N}'\nenabled = '${ON}'\n[instance.a.probe]\nperiod_s = '${S}'\n",
         "[instance.control]\ngpu_ids = 'none'\n[instance.server]\nport = 1\n" + SERVER,
         '[instance.a.control]\nengine = "llama_cpp"\n[instance.a.server]\nmodel = "/m"\nctx_size = 8\n',
     ],

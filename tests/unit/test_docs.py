@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from infer_dev_entry.cli import COMMANDS
+from infer_dev_entry.config import NoHost, ResolveOptions, resolve
 from infer_dev_entry.settings import VARIABLES
 
 ROOT = Path(__file__).parents[2]
@@ -46,3 +47,20 @@ def test_command_has_help_with_examples_and_exit_codes(name: str) -> None:
     assert module.DESCRIPTION
     assert "infer-dev" in module.EXAMPLES
     assert "exit codes:" in module.EXAMPLES
+
+
+def test_page_of_two_machines_is_true_for_both() -> None:
+    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    (config,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    (override,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    assert set(re.findall(r"infer-dev ([a-z]+)\b", re.sub("exec infer-dev", "", page))) >= {"serve", "health", "status"}
+    named = set(re.findall(r"\$\{(\w+)[}:]", config))
+    assert named == set(re.findall(r"^      (\w+): \$\{\1:\?", override, flags=re.MULTILINE))
+    environ = {"NODE_RANK": "0", "NODE_0_ADDR": "10.0.0.1", "NODE_IFNAME": "eth0"}
+    assert named == set(environ)
+    for rank in ("0", "1"):
+        host = NoHost(8, environ=environ | {"NODE_RANK": rank})
+        options = ResolveOptions(project_dir="/p", engine_python="/py", run_dir="/run/x", tmp_dir="/tmp/x")
+        (server,) = resolve(config, source="f", options=options, host=host).servers
+        assert server.serves == (rank == "0")
+        assert not server.note or server.note in page

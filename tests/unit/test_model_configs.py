@@ -23,8 +23,11 @@ NEEDS = {  # the oldest catalogued SGLang with the model's code
 EXPECTED_WARNINGS = {"--enable-dp-attention is deprecated in sglang 0.5.23; use --attn-dp-size <dp-size>"}
 
 
-def resolved(name: str, version: str = "") -> Plan:
-    host = FakeHost(EIGHT, sglang=version)
+ENVIRON = {"NODE_RANK": "0", "NODE_0_ADDR": "10.0.0.1", "NODE_IFNAME": "eth0"}  # as its configs ask for
+
+
+def resolved(name: str, version: str = "", **variables: str) -> Plan:
+    host = FakeHost(EIGHT, sglang=version, environ=ENVIRON | variables)
     return plan_of((CONFIGS / name).read_text("utf-8"), host)
 
 
@@ -62,7 +65,15 @@ def test_tensor_parallel_configs_take_the_gpus_they_name() -> None:
         "sglang-glm-4.7-flash-tp8.toml": 8,
         "sglang-glm-4.7-fp8-tp4.toml": 4,
         "sglang-glm-4.7-tp8.toml": 8,
+        "sglang-glm-4.7-two-nodes-tp16.toml": 8,
     }
+
+
+def test_both_nodes_of_one_config_differ_by_their_environment_alone() -> None:
+    (first,), (second,) = (resolved("sglang-glm-4.7-two-nodes-tp16.toml", NODE_RANK=rank).servers for rank in "01")
+    assert [word for word in second.argv if word not in first.argv] == ["1"]
+    assert (first.serves, second.serves) == (True, False)
+    assert (first.more_ports, second.more_ports) == ((20000,), ())
 
 
 def test_mtp_configs_differ_from_their_twins_in_what_mtp_needs() -> None:
