@@ -141,7 +141,7 @@ def _closed(properties: Mapping[str, object], text: str) -> Schema:
 
 def _key(key: Key) -> Schema:
     kind = _kind(key)
-    schema = {"anyOf": [kind, dict(_FROM_VARIABLES)]} if key.kind in _TYPED_KINDS else kind
+    schema: Schema = {"anyOf": [kind, dict(_FROM_VARIABLES)]} if key.kind in _TYPED_KINDS else kind
     schema["description"] = key.text.replace("`", "")
     if key.default is not None:
         schema["default"] = list(key.default) if isinstance(key.default, tuple) else key.default
