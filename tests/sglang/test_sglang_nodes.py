@@ -58,7 +58,7 @@ def test_nodes_meet_and_the_first_one_answers_for_both(fleet: SglangFleet, port:
     assert chat(port, key=KEY)
     rows = fleet.rows()
     assert (rows["node1"]["reason"], rows["node1"]["url"]) == (NOTE, "")
-    assert get(port + 0, timeout_s=30)[0] == 200
+    assert get(port, timeout_s=30)[0] == 200
     words = {name: next(m.argv for m in fleet.members() if m.inner_pid == rows[name]["pid"]) for name in rows}
     for argv in words.values():
         assert f"127.0.0.1:{meeting}" in argv
@@ -82,8 +82,12 @@ def test_node_that_is_killed_takes_the_other_along_and_both_come_back(fleet: Sgl
     assert chat(port, key=KEY)
 
 
-def test_first_node_that_is_stopped_ends_the_other_too(fleet: SglangFleet) -> None:
-    """Node 1 only notes SIGTERM; it ends when node 0 says so, within the drain and with nothing to kill."""
-    fleet.ask("stop", names=None)
-    fleet.wait(lambda: all(row["state"] == "stopped" for row in fleet.rows().values()), 90, "both to be stopped")
+def test_first_node_that_is_stopped_ends_the_other_which_then_waits_anew(fleet: SglangFleet) -> None:
+    pid = fleet.row("node1")["pid"]
+    fleet.ask("stop", names=["node0"])
+    fleet.wait_state("node0", "stopped", timeout_s=90)
+    row = fleet.wait_again("node1", pid, timeout_s=60)
+    assert row["reason"] == NOTE
+    fleet.ask("stop", names=["node1"])
+    fleet.wait_state("node1", "stopped", timeout_s=90)
     assert not fleet.events("server.killed")
