@@ -71,3 +71,15 @@ class BuildError(EntryError):
     """A bundle cannot be built."""
 
     exit_code = 22
+
+
+class GatewayError(EntryError):
+    """A gateway's configuration does not pass its own test, or the gateway's program cannot be asked."""
+
+    exit_code = 30
+
+
+class KeysFileError(EntryError):
+    """A file of API keys cannot be used."""
+
+    exit_code = 31

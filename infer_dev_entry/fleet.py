@@ -44,6 +44,7 @@ class Server:
     a row. While it starts, `phase` has lasted since `phase_at`, and its log last grew at `log_at`; `phases` are those
     done, `past` those of earlier starts. `gpu_clear`: its GPUs were looked at, and the next start may come.
     `kind` is the class of its last failure; `served`: it has been ready with this spec, so the configuration can work.
+    A gateway was last given the `routed` servers. `notice` says what is wrong with a server that serves all the same.
     """
 
     spec: ServerSpec
@@ -85,6 +86,9 @@ class Server:
     gpu_clear: bool = False
     kind: str = ""
     served: bool = False
+    routed: Route | None = None
+    notice: str = ""
+    notice_mend: str = ""
 
     @property
     def restarts(self) -> int:
@@ -181,6 +185,15 @@ class GpuSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSeen:
+    """What became of a gateway's configuration: a `problem` says why it still works by an older one."""
+
+    name: str
+    problem: str = ""
+    mend: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopWish:
     """Stop these servers and keep them stopped; None means all."""
 
@@ -217,7 +230,7 @@ class SupervisorSeen:
 
 
 Wish = StopWish | StartWish | PlanWish | ShutdownWish
-Result = StartSeen | ProbeSeen | SweepSeen | GpuSeen | SupervisorSeen
+Result = StartSeen | ProbeSeen | SweepSeen | GpuSeen | RouteSeen | SupervisorSeen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,6 +313,15 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Have a gateway, which runs as `pid` (0: not now), hand requests to these servers and to no others."""
+
+    spec: ServerSpec
+    pid: int
+    ready: tuple[ServerSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Remember:
     """Keep how long the phases of a start took."""
 
@@ -337,7 +359,9 @@ class Report:
     fields: tuple[tuple[str, str | int | float], ...]
 
 
-Action = Configure | Start | LookAtGpus | Stop | Kill | Sweep | Probe | Remember | Record | StartSupervisor | Report
+Action = (
+    Configure | Start | LookAtGpus | Stop | Kill | Sweep | Probe | Route | Remember | Record | StartSupervisor | Report
+)
 
 
 # ----------------------------------------------------------------------------------------------------- pure pieces

@@ -26,6 +26,7 @@ CACHE_NAME = ".sglang-flags.cache"  # beside the marker: it lives and dies with 
 _MAX_CACHE_BYTES = 4 * 1024 * 1024
 _MAX_SECRET_BYTES = 64 * 1024
 _LISTEN = "0A"
+_SYSTEM_PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _DECLARES_FLAGS = (" A[", " Annotated[", ".add_argument(", "_CHOICES = ")
 _PARSER_LISTS = (
     ("function_call/parser_names.py", "function_call/function_call_parser.py"),
@@ -168,6 +169,15 @@ class LiveHost:
         except OSError as error:
             return error.strerror or str(error)
         return None if os.access(target, os.X_OK) else "it is not executable"
+
+    file_problem = model_problem
+
+    def find_program(self, name: str) -> str:
+        """The absolute path of a program; PATH of a user who is not root often lacks where daemons are."""
+        import shutil
+
+        path = os.pathsep.join((self._environ.get("PATH", os.defpath), *_SYSTEM_PATHS))
+        return shutil.which(name, path=path) or name
 
     def package_problem(self, name: str) -> str | None:
         """Why a distribution is not there for our own interpreter."""

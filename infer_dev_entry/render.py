@@ -187,7 +187,7 @@ def _render_program(server: ServerSpec, daemon: DaemonSpec) -> str:
         "autorestart=false",
         "startretries=0",
         "startsecs=1",
-        "stopsignal=TERM",
+        f"stopsignal={server.stop_signal}",
         "stopasgroup=false",  # SGLang loses requests when the whole group is signalled
         "killasgroup=true",
         # PID 1 ends the group at the deadline itself; this is the net under it.

@@ -14,7 +14,8 @@ class ProbeSpec:
 
     `progress_paths` are pages of counters, the best first (see `infer_dev_entry.progress`); with `counters_first` they
     are asked before the server is made to generate. A start whose log says nothing for `stall_timeout_s` is hung;
-    0: never. With `by_pid` nothing is asked of the server: it is ready while its process lives.
+    0: never. A server that answers probes on a loopback port of their own names it as `port`; 0: on the server's. With
+    `by_pid` nothing is asked of the server: it is ready while its process lives.
     """
 
     startup_path: str
@@ -27,6 +28,7 @@ class ProbeSpec:
     progress_paths: tuple[str, ...] = ()
     counters_first: bool = False
     by_pid: bool = False
+    port: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,39 @@ class FileSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSpec:
+    """The servers behind `/<name>/v1/` of a gateway."""
+
+    name: str
+    servers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySpec:
+    """What a gateway does with requests. It may change while the gateway runs, unlike the rest of its ServerSpec.
+
+    `pool` names the servers behind `/v1/`. `conf` is the file that the gateway reads, `access_log` "" for none. Limits
+    of 0 are off; `rate_per_s`, `burst` and `max_connections` are per key, or per address where there are no keys.
+    """
+
+    pool: tuple[str, ...]
+    routes: tuple[RouteSpec, ...]
+    conf: str
+    access_log: str
+    api_keys_file: str
+    tls_certificate: str
+    tls_certificate_key: str
+    http2: bool
+    rate_per_s: float
+    burst: int
+    max_connections: int
+    max_body_bytes: int
+    client_timeout_s: float
+    read_timeout_s: float
+    workers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSpec:
     """One server process, fully resolved.
 
@@ -55,8 +90,9 @@ class ServerSpec:
     all GPUs and () for none. `url` is where a client on this machine reaches it. `more_ports` are bound beside `port`,
     for NCCL and the like, only once the model has loaded; so they must be free before the start. `warm_after` names the
     replica whose first load leaves the model in the page cache; "" when there is none to wait for. After `gpu_wait_s`
-    a start that waits for GPU memory is reported, and waits on. One that does not `serve` answers no requests, as the
-    other nodes of SGLang beside the first; `note` says why, to whoever sees it ready.
+    a start that waits for GPU memory is reported, and waits on. `stop_signal` is what makes it drain. `gateway` makes
+    it one that hands requests to the other servers. One that does not `serve` answers no requests, as the other nodes
+    of SGLang beside the first; `note` says why, to whoever sees it ready.
     """
 
     name: str
@@ -80,16 +116,24 @@ class ServerSpec:
     gpu_wait_s: float = 60.0
     serves: bool = True
     note: str = ""
+    stop_signal: str = "TERM"
+    gateway: GatewaySpec | None = None
 
     @property
-    def url(self) -> str:
-        """The base URL for a client on this machine; wildcard hosts become loopback. "" for one that does not serve."""
-        if not self.serves:
-            return ""
+    def address(self) -> str:
+        """`host:port` for a client on this machine; wildcard hosts become loopback."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(self.host, self.host)
         if ":" in host and not host.startswith("["):
             host = f"[{host}]"
-        return f"http://{host}:{self.port}"
+        return f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The base URL for a client on this machine; "" for a server that does not serve."""
+        if not self.serves:
+            return ""
+        scheme = "https" if self.gateway and self.gateway.tls_certificate else "http"
+        return f"{scheme}://{self.address}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,5 +179,13 @@ def _parse_server(data: Mapping[str, Any]) -> ServerSpec:
         restart=RestartSpec(**known["restart"]),
         files=tuple(FileSpec(**item) for item in known["files"]),
         more_ports=tuple(known["more_ports"]),
+        gateway=_parse_gateway(known.get("gateway")),
     )
     return ServerSpec(**known)
+
+
+def _parse_gateway(data: Mapping[str, Any] | None) -> GatewaySpec | None:
+    if data is None:
+        return None
+    routes = tuple(RouteSpec(name=item["name"], servers=tuple(item["servers"])) for item in data["routes"])
+    return GatewaySpec(**{**data, "pool": tuple(data["pool"]), "routes": routes})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from infer_dev_entry.config.keys import INSTANCE_TABLES, MASTER, Key
+from infer_dev_entry.config.keys import GATEWAY, INSTANCE_TABLES, MASTER, Key
 
 HEADER = "| key | type | default | meaning |\n|---|---|---|---|\n"
 
@@ -14,6 +14,7 @@ _TYPES = {
     "path": "path",
     "int": "int",
     "seconds": "number",
+    "number": "number",
     "names": "list of strings",
     "gpu_ids": "string, int or list",
     "replicas": 'int or `"per-gpu"`',
@@ -23,6 +24,7 @@ _TYPES = {
 def render_key_table() -> str:
     """Render the Markdown rows of all keys of all tables, under one header."""
     tables = {"master": MASTER, **{f"instance.<n>.{name}": keys for name, (keys, _) in INSTANCE_TABLES.items()}}
+    tables["gateway"] = GATEWAY
     return HEADER + "".join(_row(table, key) for table, keys in tables.items() for key in keys)
 
 

@@ -28,6 +28,9 @@ class Secret:
     warning: str = ""
 
 
+UNKNOWN_SECRET = Secret(text="***")
+
+
 class Host(Protocol):
     """The facts that the checks ask for. A `_problem` is None when all is well, else a reason for a message."""
 
@@ -48,6 +51,12 @@ class Host(Protocol):
 
     def program_problem(self, path: str, /) -> str | None:
         """Why a program cannot be run."""
+
+    def file_problem(self, path: str, /) -> str | None:
+        """Why a file cannot be read."""
+
+    def find_program(self, name: str, /) -> str:
+        """The absolute path of a program on PATH or where system programs are; the name itself when it is nowhere."""
 
     def package_problem(self, name: str, /) -> str | None:
         """Why a Python distribution cannot be imported by our own interpreter."""
@@ -109,7 +118,11 @@ class NoHost:
         """None: not looked at."""
         return None
 
-    log_dir_problem = program_problem = package_problem = model_problem
+    log_dir_problem = program_problem = package_problem = file_problem = model_problem
+
+    def find_program(self, name: str, /) -> str:
+        """The name: another machine's programs are not known."""
+        return name
 
     def environment_has(self, _python: str, _name: str, /) -> bool:
         """False: not looked at."""
@@ -117,7 +130,7 @@ class NoHost:
 
     def secret_file(self, _path: str, /) -> Secret:
         """A stand-in: another machine's secrets are not known."""
-        return Secret(text="***")
+        return UNKNOWN_SECRET
 
     secret_variable = secret_file
 

@@ -95,7 +95,7 @@ def read_master(document: Document, faults: Faults) -> Master:
     """Read `[master]`, and report tables that no config has."""
     for name in document:
         if name not in TOP_TABLES:
-            faults.add((name,), "unknown table", faults.nearest(name, TOP_TABLES, "known: master, instance"))
+            faults.add((name,), "unknown table", faults.nearest(name, TOP_TABLES, f"known: {', '.join(TOP_TABLES)}"))
     values = parse_table(document.get("master", {}), MASTER, ("master",), faults)
     return Master(
         enable=values.get("enable", True) is True,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infer_dev_entry.engines import ENGINE_NAMES
+from infer_dev_entry.engines import ENGINE_NAMES, GATEWAY_NAMES
 
 Value = str | int | float | bool | tuple[str, ...] | None
 
 MAX_REPLICAS = 1024
+LARGEST = 1_000_000.0  # of a plain number
 LONGEST_S = 31_536_000.0  # a year; longer is a slip, and far longer overflows timers
 
 
@@ -17,7 +18,8 @@ LONGEST_S = 31_536_000.0  # a year; longer is a slip, and far longer overflows t
 class Key:
     """One key of a table.
 
-    `kind` is `bool`, `str`, `path`, `int`, `seconds`, `names` (a list of strings), `choice`, `gpu_ids` or `replicas`.
+    `kind` is `bool`, `str`, `path`, `int`, `seconds`, `number`, `names` (a list of strings), `choice`, `gpu_ids` or
+    `replicas`.
     `default` is what an absent key means; None when the text says what it depends on (`default_text`).
     """
 
@@ -203,6 +205,64 @@ SERVER = (
     Key(name="admin_api_key_env", kind="str", default_text="none", text="`sglang` only: variable with the admin key"),
 )
 
+GATEWAY = (
+    Key(name="enable", kind="bool", default=True, text="false: there is no gateway"),
+    Key(
+        name="engine",
+        kind="choice",
+        default="nginx",
+        choices=GATEWAY_NAMES,
+        text="the program that stands before the servers",
+    ),
+    Key(name="host", kind="str", default="127.0.0.1", text='address it listens on; `"0.0.0.0"` for all'),
+    Key(name="port", kind="int", minimum=1, default=8000, text="port it listens on"),
+    Key(
+        name="instances",
+        kind="names",
+        default_text="all enabled ones",
+        text="instances behind `/v1/`; each has its own `/<instance>/v1/` as well",
+    ),
+    Key(
+        name="api_keys_file",
+        kind="path",
+        default_text="none: no key is asked for",
+        text="file of API keys, a line each: `key` or `name: key`; read anew when it changes",
+    ),
+    Key(name="tls_certificate", kind="path", default_text="none", text="PEM file of the certificate and its chain"),
+    Key(name="tls_certificate_key", kind="path", default_text="none", text="PEM file of its key"),
+    Key(name="http2", kind="bool", default=True, text="HTTP/2 beside HTTP/1.1, with TLS"),
+    Key(name="rate_per_s", kind="number", default=0, text="requests a second for each key; 0: no limit"),
+    Key(name="burst", kind="int", default=20, text="requests above the rate that pass at once"),
+    Key(name="max_connections", kind="int", default=0, text="requests of a key that run at once; 0: no limit"),
+    Key(name="max_body_bytes", kind="int", minimum=1, default=33_554_432, text="longest body of a request"),
+    Key(
+        name="client_timeout_s",
+        kind="seconds",
+        positive=True,
+        default=15.0,
+        text="time for the head of a request, and longest pause in its body",
+    ),
+    Key(
+        name="read_timeout_s",
+        kind="seconds",
+        positive=True,
+        default=3600.0,
+        text="longest pause in a server's answer, and longest life of a stream after a reload",
+    ),
+    Key(name="workers", kind="int", minimum=1, default=4, text="worker processes"),
+    Key(name="access_log", kind="bool", default=True, text="false: requests are not logged"),
+    Key(name="log_dir", kind="path", default_text="`[instance.control]`'s", text="directory of its logs"),
+    Key(
+        name="drain_timeout_s",
+        kind="seconds",
+        default=30.0,
+        text="time for running requests when it stops",
+    ),
+    Key(name="log_max_bytes", kind="int", default=50_000_000, text="size at which its logs rotate; 0: never"),
+    Key(name="log_backups", kind="int", default=3, text="rotated logs that are kept"),
+    Key(name="binary", kind="path", default_text="`nginx` on PATH", text="the nginx to run"),
+)
+
 # Table → (its keys, what it is). `server`, `env` and `yaml` are open: they take flags and variables.
 INSTANCE_TABLES: Mapping[str, tuple[tuple[Key, ...], str]] = {
     "control": (CONTROL, "how infer-dev runs the server"),
@@ -214,7 +274,7 @@ INSTANCE_TABLES: Mapping[str, tuple[tuple[Key, ...], str]] = {
     "model": (MODEL, "the optional download of the model"),
 }
 GLOBAL_TABLES = ("control", "server")
-TOP_TABLES = ("master", "instance")
+TOP_TABLES = ("master", "instance", "gateway")
 
 
 def names_of(keys: tuple[Key, ...]) -> tuple[str, ...]:

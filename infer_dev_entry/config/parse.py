@@ -16,7 +16,7 @@ from infer_dev_entry.config.faults import (
     shown,
 )
 from infer_dev_entry.config.interpolate import typed
-from infer_dev_entry.config.keys import GLOBAL_TABLES, LONGEST_S, MAX_REPLICAS, Key, Value, names_of
+from infer_dev_entry.config.keys import GLOBAL_TABLES, LARGEST, LONGEST_S, MAX_REPLICAS, Key, Value, names_of
 
 MAX_DEPTH = 24
 _TOO_DEEP = f"tables or lists nested more than {MAX_DEPTH} deep; flatten them"
@@ -200,7 +200,7 @@ def _take(key: Key, value: object, path: Path, values: dict[str, Value], faults:
     expected = _EXPECTED[key.kind](key, value)
     if expected:
         faults.add(path, f"expected {expected}, got {shown(value)}", _MENDS.get(key.kind, ""))
-    elif key.kind == "seconds":
+    elif key.kind in ("seconds", "number"):
         values[key.name] = float(value)  # type: ignore[arg-type]  # _EXPECTED said that it is a number
     elif key.kind == "names":
         values[key.name] = tuple(value)  # type: ignore[arg-type]
@@ -229,6 +229,11 @@ def _expected_seconds(key: Key, value: object) -> str:
     return "" if fits else f"a number {'above' if key.positive else 'of at least'} 0"
 
 
+def _expected_number(_key: Key, value: object) -> str:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST
+    return "" if fits else f"a number from 0 to {LARGEST:g}"
+
+
 def _expected_names(_key: Key, value: object) -> str:
     fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
     return "" if fits else "a list of strings"
@@ -250,6 +255,7 @@ _EXPECTED = {
     "choice": lambda key, value: "" if value in key.choices else " or ".join(f'"{word}"' for word in key.choices),
     "int": _expected_int,
     "seconds": _expected_seconds,
+    "number": _expected_number,
     "names": _expected_names,
     "replicas": _expected_replicas,
     "gpu_ids": _expected_gpu_ids,

@@ -9,6 +9,7 @@ from infer_dev_entry.config.arguments import ArgumentReader
 from infer_dev_entry.config.checks import FleetChecker
 from infer_dev_entry.config.facts import Host
 from infer_dev_entry.config.faults import Faults
+from infer_dev_entry.config.gateway import Backends, GatewayBuilder, read_gateway
 from infer_dev_entry.config.gpus import GpuSet, Need, deal_gpus
 from infer_dev_entry.config.instances import Instance, read_instances, read_master
 from infer_dev_entry.config.interpolate import interpolate_document
@@ -65,6 +66,7 @@ def _read_document(text: str, overrides_text: str, host: Host, faults: Faults) -
 
 def _resolve_servers(document: Document, options: ResolveOptions, host: Host, faults: Faults) -> tuple[ServerSpec, ...]:
     master = read_master(document, faults)
+    gateway = read_gateway(document, faults)
     if not master.enable:
         faults.warn(("master", "enable"), "is false, so nothing starts")
         return ()
@@ -77,7 +79,14 @@ def _resolve_servers(document: Document, options: ResolveOptions, host: Host, fa
     preparer = Preparer(master, options, host, reader, checker, faults)
     prepared = [preparer.prepare(instance) for instance in instances]
     seats = _seats(prepared, host, faults)
-    return _build(seats, instances, checker, options, faults)
+    dealer = PortDealer({*_given_ports(seats), gateway.port if gateway else 0})
+    built = _build(seats, instances, ServerBuilder(options, dealer, checker, faults), faults)
+    servers = tuple(server for group in built.values() for server in group)
+    if gateway is None:
+        return servers
+    backends = Backends(servers=built, models={item.instance.name: item.arguments.model for item in prepared})
+    builder = GatewayBuilder(options, host, dealer, checker, faults)
+    return (*servers, *builder.build(gateway, backends))
 
 
 def _global_server(document: Document) -> Mapping[str, object]:
@@ -112,20 +121,19 @@ def _port(item: Prepared, number: int, faults: Faults) -> int | None:
 def _build(
     seats: Sequence[Seat],
     instances: Sequence[Instance],
-    checker: FleetChecker,
-    options: ResolveOptions,
+    builder: ServerBuilder,
     faults: Faults,
-) -> tuple[ServerSpec, ...]:
+) -> dict[str, tuple[ServerSpec, ...]]:
+    """Build the servers of each instance, the instances in start order."""
     names = {instance.name: _server_names(instance, seats) for instance in instances}
     _check_names(names, faults)
     order = order_instances(instances, names, faults)
-    builder = ServerBuilder(options, PortDealer(_given_ports(seats)), checker, faults)
     built: dict[str, list[ServerSpec]] = {instance.name: [] for instance in instances}
     for seat in seats:
         name = seat.prepared.instance.name
         server = builder.build(seat.prepared, seat.number, seat.gpu_ids, seat.port, order.waits[name])
         built[name].append(server)
-    return tuple(server for name in order.names for server in built[name])
+    return {name: tuple(built[name]) for name in order.names}
 
 
 def _given_ports(seats: Sequence[Seat]) -> set[int]:

@@ -6,7 +6,16 @@ import json
 from collections.abc import Mapping
 
 from infer_dev_entry.config.arguments import packaged_flags
-from infer_dev_entry.config.keys import GLOBAL_TABLES, INSTANCE_TABLES, LONGEST_S, MASTER, MAX_REPLICAS, Key
+from infer_dev_entry.config.keys import (
+    GATEWAY,
+    GLOBAL_TABLES,
+    INSTANCE_TABLES,
+    LARGEST,
+    LONGEST_S,
+    MASTER,
+    MAX_REPLICAS,
+    Key,
+)
 from infer_dev_entry.engines import ENGINE_NAMES, FlagSpec
 
 Schema = dict[str, object]
@@ -37,7 +46,11 @@ def _schema() -> Schema:
         "title": "infer-dev fleet",
         "description": "Servers that infer-dev keeps serving. See docs/def-sglang-config-toml.md.",
         "type": "object",
-        "properties": {"master": _table(MASTER, "the whole fleet"), "instance": {"$ref": "#/$defs/instances"}},
+        "properties": {
+            "master": _table(MASTER, "the whole fleet"),
+            "instance": {"$ref": "#/$defs/instances"},
+            "gateway": _table(GATEWAY, "one endpoint in front of the servers"),
+        },
         "additionalProperties": False,
         "required": ["instance"],
         "$defs": {
@@ -156,6 +169,8 @@ def _kind(key: Key) -> Schema:
     if key.kind == "seconds":
         low = {"exclusiveMinimum": 0} if key.positive else {"minimum": 0}
         return {"type": "number", **low, "maximum": LONGEST_S}
+    if key.kind == "number":
+        return {"type": "number", "minimum": 0, "maximum": LARGEST}
     if key.kind == "replicas":
         return {"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_REPLICAS}, {"const": "per-gpu"}]}
     return dict(_PLAIN_KINDS[key.kind])

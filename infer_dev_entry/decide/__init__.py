@@ -6,6 +6,7 @@ from infer_dev_entry.decide.clock import take_time
 from infer_dev_entry.decide.gpus import take_gpus
 from infer_dev_entry.decide.probes import take_probe
 from infer_dev_entry.decide.processes import take_processes
+from infer_dev_entry.decide.routes import route_if_changed, take_route
 from infer_dev_entry.decide.starts import take_start, take_sweep
 from infer_dev_entry.decide.supervisor import take_supervisor
 from infer_dev_entry.decide.turn import Turn
@@ -17,6 +18,7 @@ from infer_dev_entry.fleet import (
     Observation,
     ProbeSeen,
     Result,
+    RouteSeen,
     StartSeen,
     SupervisorSeen,
     SweepSeen,
@@ -34,6 +36,7 @@ def decide(fleet: Fleet, seen: Observation) -> tuple[Fleet, tuple[Action, ...]]:
     if seen.processes is not None:
         take_processes(turn, seen.processes)
     take_time(turn)
+    route_if_changed(turn)
     return turn.fleet, tuple(turn.actions)
 
 
@@ -53,3 +56,5 @@ def _take_result(turn: Turn, result: Result) -> None:
             take_sweep(turn, server, result)
         case GpuSeen():
             take_gpus(turn, server, result)
+        case RouteSeen():
+            take_route(turn, server, result)

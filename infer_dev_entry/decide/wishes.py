@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from infer_dev_entry.decide.routes import is_rerouted
 from infer_dev_entry.decide.stops import stop
 from infer_dev_entry.decide.turn import Turn
 from infer_dev_entry.fleet import (
@@ -71,6 +72,8 @@ def _take_plan(turn: Turn, specs: tuple[ServerSpec, ...]) -> None:
 def _plan_one(turn: Turn, server: Server | None, spec: ServerSpec) -> Server:
     if server is None:
         return Server(spec=spec, due_at=turn.seen.now)
+    if is_rerouted(server, spec):
+        server = replace(server, spec=spec)
     if server.spec == spec:
         fresh = replace(server, removing=False, successor=None)
         if fresh.pid or fresh.starting:

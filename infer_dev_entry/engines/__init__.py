@@ -55,17 +55,19 @@ class EngineProfile:
     secret_flags: tuple[str, ...] = ()
     shorthands: Mapping[str, str] = field(default_factory=dict)
     stop_note: str = ""
+    stop_signal: str = "TERM"
 
 
 def profile_of(name: str) -> EngineProfile:
-    """Return the profile of an engine; KeyError for a name that is not in `ENGINE_NAMES`."""
+    """Return the profile of an engine; KeyError for a name that is not in `ENGINE_NAMES` or `GATEWAY_NAMES`."""
     return _profiles()[name]
 
 
 ENGINE_NAMES = ("sglang", "llama_cpp")
+GATEWAY_NAMES = ("nginx",)
 
 
 def _profiles() -> Mapping[str, EngineProfile]:
-    from infer_dev_entry.engines import llama_cpp, sglang  # they import this module's classes
+    from infer_dev_entry.engines import llama_cpp, nginx, sglang  # they import this module's classes
 
-    return {"sglang": sglang.PROFILE, "llama_cpp": llama_cpp.PROFILE}
+    return {"sglang": sglang.PROFILE, "llama_cpp": llama_cpp.PROFILE, "nginx": nginx.PROFILE}

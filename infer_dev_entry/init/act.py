@@ -19,6 +19,7 @@ from infer_dev_entry.errors import EntryError, SupervisorError
 from infer_dev_entry.host import LiveHost
 from infer_dev_entry.init.crashes import Crashes
 from infer_dev_entry.init.death import describe_diagnosis
+from infer_dev_entry.init.gateway import Gateways, GatewayTools
 from infer_dev_entry.init.gpu_child import GpuChild
 from infer_dev_entry.init.owner import Owner
 from infer_dev_entry.init.prober import Prober
@@ -73,6 +74,9 @@ class Actor:
         self._prober = Prober(daemon.run_dir)
         self._oom = OomWatch(find_memory_cgroup())
         self._gpus = GpuChild(reaper, environ)
+        self._gateways = Gateways(
+            GatewayTools(run_dir=daemon.run_dir, owner=owner, environ=environ, reaper=reaper, log=log, post=post)
+        )
         self.supervisord = Supervisord(
             daemon=daemon, environ=environ, reaper=reaper, log=log, on_exit=self._take_supervisor_exit
         )
@@ -100,6 +104,8 @@ class Actor:
                 self._run(self._stop(name))
             case f.Probe():
                 self._run(self._probe(action))
+            case f.Route(spec=spec):
+                self._gateways.door(spec).route(action)
             case f.Remember(spec=spec, start=start):
                 self._run(asyncio.to_thread(self._prober.remember, spec, start))
             case f.Record():
@@ -204,6 +210,8 @@ class Actor:
             mend = "end that process, or set another port"
             return f.StartSeen(name=spec.name, pid=0, problem=taken, mend=mend, outside=True)
         past = await asyncio.to_thread(self._prepare, spec)
+        if spec.gateway and (unfit := await self._gateways.door(spec).prepare(spec)):
+            return f.StartSeen(name=spec.name, pid=0, problem=unfit.reason, mend=unfit.mend)
         try:
             await self.supervisord.rpc.call("supervisor.startProcess", f"{GROUP}:{spec.name}", False)
         except RpcFaultError as error:
@@ -285,6 +293,7 @@ class Actor:
         """Remove what only a running fleet needs."""
         self._watch.close()
         self._gpus.close()
+        self._gateways.close()
         for name in ("supervisor.sock", "supervisord.pid", "control.sock", "entry.pid"):
             with contextlib.suppress(OSError):
                 os.unlink(f"{self._daemon.run_dir}/{name}")

@@ -91,7 +91,7 @@ class Prober:
 
     async def _request(self, ask: f.Probe, timeout_s: float) -> f.ProbeSeen:
         timeout_s = max(0.0, round(timeout_s, 1 if timeout_s >= 1 else 2))  # people read it
-        result = await run_probe(_host(ask.spec), ask.spec.port, ask.path, timeout_s)
+        result = await run_probe(*_address(ask.spec), ask.path, timeout_s)
         return _seen(ask, ok=result.ok, status=result.status, reason=result.reason)
 
     # -- counters
@@ -106,7 +106,7 @@ class Prober:
         until = min(until, time.monotonic() + _share_s(spec.probe.timeout_s))
         for path in self._pages(ask):
             left_s = max(0.0, until - time.monotonic())
-            page = await read_page(_host(spec), spec.port, path, left_s, api_key=api_key_of(spec.files))
+            page = await read_page(*_address(spec), path, left_s, api_key=api_key_of(spec.files))
             if page.status not in _NOT_OFFERED:
                 return parse_counters(page.text) if page.status == 200 else None
             self._paths[spec.name] = (ask.pid, tuple(other for other in self._pages(ask) if other != path))
@@ -117,8 +117,10 @@ def _share_s(timeout_s: float) -> float:
     return min(COUNTERS_TIMEOUT_S, COUNTERS_SHARE * timeout_s)
 
 
-def _host(spec: ServerSpec) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(spec.host, spec.host)
+def _address(spec: ServerSpec) -> tuple[str, int]:
+    if spec.probe.port:
+        return "127.0.0.1", spec.probe.port
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(spec.host, spec.host), spec.port
 
 
 def _seen(

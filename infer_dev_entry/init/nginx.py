@@ -1,0 +1,286 @@
+"""The door to nginx: its configuration is rendered, tested, written and loaded whenever pools or keys have changed.
+
+What runs is asked for, not remembered: nginx says on its status page by which configuration it works. So a start by
+hand, a crash or a reload that nginx gave up are all the same to us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+from infer_dev_entry import fleet as f
+from infer_dev_entry.errors import RunDirError
+from infer_dev_entry.gateway.keys import ApiKey
+from infer_dev_entry.gateway.nginx import STATUS_PATH, key_pattern, render_nginx
+from infer_dev_entry.init.access_log import AccessLog
+from infer_dev_entry.init.gateway import GatewayTools, Problem
+from infer_dev_entry.init.keys_watch import KeysWatch
+from infer_dev_entry.init.reaper import describe_end
+from infer_dev_entry.init.spawn import signal_group, spawn_helper
+from infer_dev_entry.probe import read_page
+from infer_dev_entry.redact import api_key_of, redact_line
+from infer_dev_entry.rundir import read_text, write_private
+from infer_dev_entry.spec import ServerSpec
+
+# A key file and the size of a log are looked at this often.
+LOOK_S = 2.0
+# Testing takes some 20 ms. A file system or a resolver that hangs must not hold up every start for longer.
+TEST_TIMEOUT_S = 5.0
+FILES_TIMEOUT_S = 5.0
+LOAD_TIMEOUT_S = 5.0
+RETRY_S = 5.0
+_PAUSE_S = 0.02
+_PAGE_TIMEOUT_S = 1.0
+_AS_USER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "as_user.py")
+_SIGHUP_BIT = 1 << (signal.SIGHUP - 1)
+
+
+class NginxDoor:
+    """Works on one gateway, at one thing at a time; of the routes that come meanwhile the last one counts."""
+
+    def __init__(self, tools: GatewayTools) -> None:
+        self._tools = tools
+        self._log = tools.log
+        self._route: f.Route | None = None
+        self._keys = KeysWatch(tools.log)
+        self._lock = asyncio.Lock()
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._told: f.RouteSeen | None = None
+        self._access_log = AccessLog(tools.owner)
+
+    # -- what the actor asks for
+
+    def route(self, route: f.Route) -> None:
+        """Remember what nginx is to do, and have it do so soon."""
+        if self._route is None or self._route.pid != route.pid:
+            self._told = None
+        self._route = route
+        self._news.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._follow())
+
+    async def prepare(self, spec: ServerSpec) -> Problem | None:
+        """Write the configuration that a start reads, tested; a problem stops the start."""
+        assert spec.gateway is not None
+        ready = self._route.ready if self._route and self._route.spec.name == spec.name else ()
+        async with self._lock:
+            try:
+                await asyncio.wait_for(asyncio.to_thread(self._make_places, spec), FILES_TIMEOUT_S)
+                text, _, secrets = await self._render(spec, ready)
+                return await self._write_tested(spec, text, secrets)
+            except (OSError, RunDirError) as error:  # TimeoutError is an OSError
+                return Problem(reason=f"cannot prepare the gateway: {str(error) or 'its files do not answer'}")
+
+    def close(self) -> None:
+        """Give up whatever is under way."""
+        if self._task is not None:
+            self._task.cancel()
+
+    # -- keeping up
+
+    async def _follow(self) -> None:
+        """Keep nginx at what it is to do; while it runs, look at the keys and the log now and then."""
+        while True:
+            has_news = await self._wait_for_news()
+            route = self._route
+            if route is None or not route.pid or not (has_news or await self._look(route)):
+                continue
+            try:
+                async with self._lock:
+                    problem = await self._catch_up(route)
+            except (OSError, RunDirError) as error:
+                problem = Problem(reason=f"cannot reconfigure the gateway: {str(error) or 'its files do not answer'}")
+            except Exception as error:  # the task must outlive a bug, as PID 1 does
+                self._log.error("entry.bug", error=repr(error), exc_info=error)
+                problem = Problem(reason=f"cannot reconfigure the gateway: {error!r}")
+            if problem is not None:
+                asyncio.get_running_loop().call_later(RETRY_S, self._news.set)
+            self._tell(route, problem or self._keys.problem)
+
+    async def _wait_for_news(self) -> bool:
+        """Wait for a route, or until it is time to look at the files; say which it was."""
+        running = self._route is not None and self._route.pid
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), LOOK_S if running else None)
+        has_news = self._news.is_set()
+        self._news.clear()
+        return has_news
+
+    async def _look(self, route: f.Route) -> bool:
+        """Rotate a log that is full; say whether the keys have changed."""
+        assert route.spec.gateway is not None
+        try:
+            work = asyncio.to_thread(self._look_at_files, route)
+            return await asyncio.wait_for(work, FILES_TIMEOUT_S)
+        except OSError:
+            return False
+
+    def _look_at_files(self, route: f.Route) -> bool:
+        gateway = route.spec.gateway
+        assert gateway is not None
+        spec = route.spec
+        if self._access_log.rotate(gateway.access_log, spec.log_max_bytes, spec.log_backups):
+            _signal(route.pid, signal.SIGUSR1)
+        return self._keys.has_changed(gateway.api_keys_file)
+
+    async def _catch_up(self, route: f.Route) -> Problem | None:
+        """Make the running nginx work by this route; returns what kept it from that."""
+        began = time.monotonic()
+        text, generation, secrets = await self._render(route.spec, route.ready)
+        if not await _wait_until_ready_for_signals(route.pid):
+            return None  # it has ended, or does so; a start writes anew
+        if await _running_generation(route.spec) == generation:
+            return None
+        problem = await self._write_tested(route.spec, text, secrets)
+        if problem is not None:
+            return problem
+        _signal(route.pid, signal.SIGHUP)
+        if not await self._wait_for(route, generation):
+            if self._route is not route or not _is_alive(route.pid):
+                return None  # news has come meanwhile
+            return Problem(
+                reason=f"nginx did not take its new configuration within {LOAD_TIMEOUT_S:g} s",
+                mend=f"see infer-dev logs {route.spec.name}",
+            )
+        names = " ".join(server.name for server in route.ready)
+        took_ms = round(1000 * (time.monotonic() - began))
+        self._log.info("gateway.routed", server=route.spec.name, ready=names or "none", took_ms=took_ms)
+        return None
+
+    async def _wait_for(self, route: f.Route, generation: str) -> bool:
+        until = time.monotonic() + LOAD_TIMEOUT_S
+        while time.monotonic() < until:
+            if await _running_generation(route.spec) == generation:
+                return True
+            if not _is_alive(route.pid):
+                return False
+            await asyncio.sleep(_PAUSE_S)
+        return False
+
+    def _tell(self, route: f.Route, problem: Problem | None) -> None:
+        seen = f.RouteSeen(name=route.spec.name)
+        if problem is not None:
+            seen = f.RouteSeen(name=route.spec.name, problem=problem.reason, mend=problem.mend)
+        if seen == self._told:
+            return
+        if problem is not None and problem is not self._keys.problem:
+            self._log.error("gateway.not_routed", server=route.spec.name, reason=problem.reason, mend=problem.mend)
+        self._told = seen
+        self._tools.post(seen)
+
+    # -- the configuration
+
+    async def _render(self, spec: ServerSpec, ready: tuple[ServerSpec, ...]) -> tuple[str, str, tuple[str, ...]]:
+        """Return the text, its generation, and the secrets in it."""
+        assert spec.gateway is not None
+        reading = asyncio.to_thread(self._keys.read, spec.gateway.api_keys_file)
+        keys = await asyncio.wait_for(reading, FILES_TIMEOUT_S)
+        text, generation = render_nginx(spec, ready, keys)
+        return text, generation, _secrets(keys or (), ready)
+
+    async def _write_tested(self, spec: ServerSpec, text: str, secrets: tuple[str, ...]) -> Problem | None:
+        """Put the configuration in the place of the old one, if nginx accepts it."""
+        assert spec.gateway is not None
+        owner = self._tools.owner
+        candidate = f"{spec.gateway.conf}.new"
+        ids = (owner.uid, owner.gid) if owner else None
+        await asyncio.to_thread(write_private, candidate, text, owner=ids)
+        try:
+            refusal = await self._test(spec, candidate)
+            if not refusal:
+                os.replace(candidate, spec.gateway.conf)
+                return None
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(candidate)
+        reason = redact_line(refusal, secrets)
+        return Problem(
+            reason=f"nginx refuses its configuration: {reason}", mend="infer-dev gateway check shows it whole"
+        )
+
+    async def _test(self, spec: ServerSpec, candidate: str) -> str:
+        """Run `nginx -t` as the servers' user; return what it complains of, "" when it is content."""
+        tools, owner = self._tools, self._tools.owner
+        argv = [*(candidate if word == spec.gateway.conf else word for word in spec.argv), "-t", "-q"]  # type: ignore[union-attr]
+        if owner is not None:
+            become = (sys.executable, "-I", "-S", _AS_USER, owner.name, str(owner.uid), str(owner.gid))
+            argv = [*become, *argv]
+        output = f"{tools.run_dir}/gateway-test.out"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(output)
+        pid = spawn_helper(argv, {"PATH": tools.environ.get("PATH", "")}, output=output)
+        exited = tools.reaper.expect(pid)
+        done, _ = await asyncio.wait({exited}, timeout=TEST_TIMEOUT_S)
+        if not done:
+            signal_group(pid, signal.SIGKILL)
+            return f"nginx -t did not end within {TEST_TIMEOUT_S:g} s"
+        if exited.result() == 0:
+            return ""
+        return find_complaint(read_text(output)) or f"nginx -t {describe_end(exited.result())}"
+
+    def _make_places(self, spec: ServerSpec) -> None:
+        """Make the directory of the configuration, the log of requests, and let workers into nginx's own places."""
+        assert spec.gateway is not None
+        Path(spec.gateway.conf).parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        if os.geteuid() == 0 and self._tools.owner is None:
+            # As root nginx gives its workers to `nobody`, who has to reach the files of large bodies there.
+            os.chmod(dict(spec.environment)["TMPDIR"], 0o711)
+        self._access_log.make(spec.gateway.access_log)
+
+
+def find_complaint(output: str) -> str:
+    """Return the first line of nginx's output that tells a fault, without its prefix."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    grave = [line for line in lines if re.search(r"\[(?:emerg|alert|crit)\]", line)]
+    line = (grave or lines or [""])[0]
+    if "bearer" in line.lower():
+        return "it refuses the line of a key or of a server's key"  # and quotes it
+    return re.sub(r"^(?:nginx: |[0-9/]+ [0-9:]+ )(\[[a-z]+\] )(?:[0-9]+#[0-9]+: )?", r"\1", line)
+
+
+def _secrets(keys: tuple[ApiKey, ...], ready: tuple[ServerSpec, ...]) -> tuple[str, ...]:
+    """Every secret in the configuration, also as it is written there."""
+    plain = [*(key.key for key in keys), *(api_key_of(server.files) for server in ready)]
+    return tuple(dict.fromkeys(form for key in plain if key for form in (key, key_pattern(key))))
+
+
+async def _running_generation(spec: ServerSpec) -> str:
+    """Ask nginx by which configuration it works; "" when it does not say."""
+    page = await read_page("127.0.0.1", spec.probe.port, STATUS_PATH, _PAGE_TIMEOUT_S)
+    try:
+        found = json.loads(page.text) if page.status == 200 else {}
+    except ValueError:
+        return ""
+    return str(found.get("generation", "")) if isinstance(found, dict) else ""
+
+
+async def _wait_until_ready_for_signals(pid: int) -> bool:
+    """Wait until nginx handles SIGHUP, which ends a program that does not; False when it ends first or never does."""
+    until = time.monotonic() + LOAD_TIMEOUT_S
+    while time.monotonic() < until:
+        status = read_text(f"/proc/{pid}/status")
+        caught = re.search(r"^SigCgt:\s*([0-9a-f]+)", status, re.MULTILINE)
+        if not caught:
+            return False
+        if int(caught[1], 16) & _SIGHUP_BIT:
+            return True
+        await asyncio.sleep(_PAUSE_S)
+    return False
+
+
+def _is_alive(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
