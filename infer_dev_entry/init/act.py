@@ -27,6 +27,7 @@ from infer_dev_entry.phases import Durations
 from infer_dev_entry.proctree import end_leftovers
 from infer_dev_entry.redact import secrets_of
 from infer_dev_entry.render import GROUP, DaemonSpec
+from infer_dev_entry.shm import remove_segments
 from infer_dev_entry.spec import ServerSpec
 from infer_dev_entry.supervisor_rpc import (
     ALREADY_STARTED,
@@ -161,9 +162,9 @@ class Actor:
         oom = self._oom.explain(killed=info.wait_status == signal.SIGKILL)
         return await self._crashes.diagnose(info, spec, self._watch.tracked(spec.name), oom)
 
-    def refresh_trees(self) -> None:
-        """Note the descendants of every server."""
-        self._watch.refresh_trees()
+    def refresh_trees(self, *, with_segments: bool) -> None:
+        """Note the descendants of every server, and their shared memory if asked."""
+        self._watch.refresh_trees(with_segments=with_segments)
 
     def know_specs(self, specs: tuple[ServerSpec, ...]) -> None:
         """Remember what runs, for what is said about its end."""
@@ -261,6 +262,8 @@ class Actor:
         async with self._sweep_lock(name):
             tracked = self._watch.tracked(name)
             result = await end_leftovers(tracked, spare_below=self.supervisord.live_pid, spare_main=spare_main)
+            if removed := remove_segments(self._watch.take_left_segments(name)):
+                self._log.info("server.shared_memory_removed", server=name, files=", ".join(removed))
         self._post(f.SweepSeen(name=name, killed=result.killed, survivors=result.survivors))
 
     def _sweep_lock(self, name: str) -> asyncio.Lock:
