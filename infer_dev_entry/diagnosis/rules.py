@@ -13,8 +13,8 @@ from infer_dev_entry.diagnosis.model import GPU_LOST, HOST_OOM, PORT_IN_USE, Pol
 _SIGHUP, _SIGINT, _SIGQUIT, _SIGILL, _SIGBUS, _SIGKILL, _SIGTERM = 1, 2, 3, 4, 7, 9, 15
 _E = r"[\w.]{1,120}: "  # the class of an exception
 _TERMINATED = r"what\(\):\s{1,4}.{0,300}?"  # C++'s last words
-# The kernel's word, where a log carries it. NVIDIA's Xid catalog has a new start as the answer to 13, 31, 43, 45, 63 and
-# 94 (a fault of the program, or contained), and a reset, a reboot or a repair to the others that end a program.
+# The kernel's word, where a log carries it. NVIDIA's Xid catalog answers 13, 31, 43, 45, 63 and 94 (a fault of the
+# program, or a contained one) with a new start, and the others that end a program with a reset, a reboot or a repair.
 _XID = r"NVRM: Xid \([^)]{1,60}\): "
 
 _GPU_SHARE = "end what else uses the GPU (nvidia-smi names it)"
