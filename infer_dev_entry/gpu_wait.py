@@ -141,12 +141,15 @@ def judge(wait: GpuWait, look: GpuLook, *, now: float, share: float, wait_s: flo
 
 
 def _judge(wait: GpuWait, look: GpuLook, *, now: float, share: float, late: bool) -> Verdict:
-    if look.lost or (look.problem and wait.baseline and late):
-        return _lost(look)
+    missing = _missing(wait, look)
+    if look.lost or (wait.baseline and late and (look.problem or missing)):
+        return _lost(look, missing)
     if look.problem:
         # A driver that never answered us is no reason to keep a server down: it may need none of what we ask for.
         reason = f"the NVIDIA driver does not answer: {look.problem}"
         return Verdict(may_start=not wait.baseline, reason=reason)
+    if missing:
+        return Verdict(may_start=False, reason=f"waits for a GPU that the driver no longer tells of: {missing}")
     freeing = [gpu for gpu in look.gpus if _is_freeing(wait, gpu, now)]
     if freeing:
         over = ", ".join(f"{_gb(gpu.unaccounted_bytes)} on {gpu.label}" for gpu in freeing)
@@ -155,6 +158,14 @@ def _judge(wait: GpuWait, look: GpuLook, *, now: float, share: float, late: bool
         if gpu.free_bytes < share * gpu.total_bytes:
             return _too_little(gpu, share)
     return Verdict(may_start=True)
+
+
+def _missing(wait: GpuWait, look: GpuLook) -> str:
+    """Name the GPUs that this server had at its last start, and that the driver no longer answers for."""
+    if look.problem:
+        return ""
+    present = {gpu.gpu for gpu in look.gpus}
+    return ", ".join(gpu for gpu, _ in wait.baseline if gpu not in present)
 
 
 def _take_look(wait: GpuWait, look: GpuLook, now: float) -> GpuWait:
@@ -194,8 +205,9 @@ def _describe(holder: Holder) -> str:
     return f"{size}pid {holder.pid} ({what})"
 
 
-def _lost(look: GpuLook) -> Verdict:
-    reason = "; ".join(look.lost) or f"the NVIDIA driver no longer answers: {look.problem}"
+def _lost(look: GpuLook, missing: str) -> Verdict:
+    silent = f"the NVIDIA driver no longer answers: {look.problem}"
+    reason = "; ".join(look.lost) or (f"the NVIDIA driver no longer tells of {missing}" if missing else silent)
     mend = (
         "run nvidia-smi on the host; if the GPU is well there, re-create the container (docker compose up "
         "--force-recreate), else reset it or reboot; then infer-dev start"

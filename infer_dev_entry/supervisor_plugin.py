@@ -1,7 +1,8 @@
 """An XML-RPC namespace inside supervisord: exact wait statuses, and group updates that leave other programs running.
 
 Runs in supervisord's process. supervisord alone reports a signal death as exit status -1, and its own `update` restarts
-every program of a changed group. The servers are also offered to the kernel's OOM killer before PID 1 and supervisord.
+every program of a changed group. The servers are also offered to the kernel's OOM killer before PID 1 and supervisord,
+and logs that are closed to others stay so.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import signal
 from contextlib import suppress
 from typing import Any
 
+from supervisor import loggers
 from supervisor.process import Subprocess
 from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates, getProcessStateDescription
 from supervisor.xmlrpc import Faults, RPCError
 
+from infer_dev_entry.private_log import ClosedLogs
 from infer_dev_entry.render import GROUP
 
 NO_STATUS = -1
@@ -105,6 +108,7 @@ def make_fleet_interface(supervisord: Any, **_config: str) -> FleetInterface:
     _keep_wait_statuses()
     lose_no_signal(Subprocess)
     _offer_servers_to_oom_killer()
+    vars(loggers)["open"] = ClosedLogs()  # a module's own name hides the built-in
     return FleetInterface(supervisord)
 
 

@@ -45,6 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--fork-grandchild", choices=("group", "setsid"), help="leave a process behind; setsid leaves the group too")
     add("--grandchild-holds-port", action="store_true", help="it keeps the listening socket open")
     add("--grandchild-clears-environ", action="store_true", help="it is exec'ed with an empty environment")
+    add("--shared-memory", metavar="NAME", help="hold a file of this name in /dev/shm open, with its pid behind it")
     add("--flood-lines-per-s", type=int, default=0, metavar="N", help="print this much")
     add("--print", default="", metavar="TEXT", help="print this at the start")
     add("--write-env", metavar="FILE", help="write argv, environ, pid and cwd as JSON")
@@ -236,6 +237,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         write_env(args.write_env)
     if args.print:
         print(args.print, flush=True)
+    if args.shared_memory:
+        os.open(f"/dev/shm/{args.shared_memory}_{os.getpid()}", os.O_CREAT | os.O_RDWR, 0o600)
     ends_at = None if args.exit_after_s is None else started + args.exit_after_s
     if ends_at is not None and args.exit_after_s <= args.load_s:
         time.sleep(args.exit_after_s)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from infer_dev_entry.decide.stops import KILL_RETRY_S, forget, fresh
 from infer_dev_entry.decide.turn import Turn
-from infer_dev_entry.diagnosis.model import UNKNOWN, Policy
+from infer_dev_entry.diagnosis.model import GPU_LOST, UNKNOWN, Policy
 from infer_dev_entry.fleet import Ending, Kill, Record, Server, State, backoff_s
 
 
@@ -47,7 +47,7 @@ def fail(
     settled = was_ready and turn.seen.now - (server.ready_at or 0.0) >= restart.reset_after_s
     failures = 1 if settled else server.failures + 1
     # What has served once can serve again: what it misses comes back, or the log showed what a prompt said.
-    stops = policy in (Policy.HOLD, Policy.NEVER) and not server.served
+    stops = kind == GPU_LOST or (policy in (Policy.HOLD, Policy.NEVER) and not server.served)
     outside = policy is Policy.WAIT or (policy is Policy.HOLD and server.served)
     unready = 1 if was_ready else server.unready_failures + int(not outside)
     changed = server.successor is not None

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from infer_dev_entry.decide.turn import Turn
 from infer_dev_entry.fleet import Ending, Kill, Server, State, Stop
+from infer_dev_entry.gpu_wait import GpuWait
 
 # A process that survives SIGKILL this long (uninterruptible sleep in a driver) is signalled and reported again.
 KILL_RETRY_S = 10.0
@@ -84,4 +85,10 @@ def fresh(server: Server) -> Server:
         drain_until=None,
         kill_at=None,
         gpu_clear=False,
+        # What is known of other GPUs says nothing of the new ones.
+        gpu_wait=GpuWait() if _moves(server) else server.gpu_wait,
     )
+
+
+def _moves(server: Server) -> bool:
+    return server.successor is not None and server.successor.gpu_ids != server.spec.gpu_ids

@@ -7,17 +7,20 @@ from enum import StrEnum
 
 
 class Policy(StrEnum):
-    """What follows from an end. A server that has served with its present configuration is always started again."""
+    """What follows from an end. What has served with its present configuration is started again, but for a lost GPU."""
 
     RETRY = "retry"  # back off and start; counts towards max_restarts
     WAIT = "wait"  # the fault lies outside: back off and start, for ever
-    HOLD = "hold"  # something on this machine is missing: failed at once, waited for if the server had it before
+    # Something on this machine is missing: failed at once, waited for if the server had it before. A lost GPU is never
+    # waited for: it comes back into another container only.
+    HOLD = "hold"
     NEVER = "never"  # the configuration cannot work: failed at once
 
 
 UNKNOWN = "unknown"
 HUNG = "hung"
 HOST_OOM = "host-oom"
+GPU_LOST = "gpu-lost"
 PORT_IN_USE = "port-in-use"
 
 

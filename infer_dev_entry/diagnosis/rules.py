@@ -7,12 +7,15 @@ pattern are bounded, so that no log can make a match slow.
 
 from __future__ import annotations
 
-from infer_dev_entry.diagnosis.model import HOST_OOM, PORT_IN_USE, Policy, Rule
+from infer_dev_entry.diagnosis.model import GPU_LOST, HOST_OOM, PORT_IN_USE, Policy, Rule
 
 # Signal numbers are the same on every Linux machine that we run on; pure modules import no `signal`.
 _SIGHUP, _SIGINT, _SIGQUIT, _SIGILL, _SIGBUS, _SIGKILL, _SIGTERM = 1, 2, 3, 4, 7, 9, 15
 _E = r"[\w.]{1,120}: "  # the class of an exception
 _TERMINATED = r"what\(\):\s{1,4}.{0,300}?"  # C++'s last words
+# The kernel's word, where a log carries it. NVIDIA's Xid catalog answers 13, 31, 43, 45, 63 and 94 (a fault of the
+# program, or a contained one) with a new start, and the others that end a program with a reset, a reboot or a repair.
+_XID = r"NVRM: Xid \([^)]{1,60}\): "
 
 _GPU_SHARE = "end what else uses the GPU (nvidia-smi names it)"
 _LLAMA_INSTEAD = 'control.engine = "llama_cpp" runs GGUF models on older GPUs and on the CPU'
@@ -330,16 +333,29 @@ RULES = (
         mend="end the process that holds it, or set another {port}; NCCL and the ranks have ports of their own",
     ),
     Rule(
-        kind="gpu-lost",
+        kind="cuda-error",
+        policy=Policy.RETRY,
+        said=(_XID + r"(?:13|31|43|45|63|94)\b",),
+        summary="the driver stopped a computation on the GPU, which itself goes on",
+        mend="if it happens again: look for hardware errors (nvidia-smi -q -d ECC, dmesg on the host)",
+    ),
+    Rule(
+        kind=GPU_LOST,
         policy=Policy.HOLD,
-        raised=(
-            _E + r".{0,200}(?:GPU is lost|GPU has fallen off the bus|GpuIsLost)",
-            _E + r"CUDA error: (?:uncorrectable ECC error|hardware stack error)",
-            _TERMINATED + r"CUDA error: uncorrectable ECC error",
-        ),
-        said=(r"NVRM: Xid ", r".{0,80}GPU has fallen off the bus"),
+        raised=(_E + r".{0,200}(?:GPU is lost|GPU has fallen off the bus|GpuIsLost)",),
+        said=(_XID, r".{0,80}GPU has fallen off the bus"),
         summary="a GPU is lost",
         mend=_RECREATE,
+    ),
+    Rule(
+        kind="gpu-ecc",
+        policy=Policy.RETRY,
+        raised=(
+            _E + r"CUDA error: uncorrectable ECC error",
+            _TERMINATED + r"CUDA error: uncorrectable ECC error",
+        ),
+        summary="the GPU's memory has an error that cannot be corrected",
+        mend="if it happens again: reset or replace that GPU (nvidia-smi -q -d ECC,ROW_REMAPPER on the host)",
     ),
     Rule(
         kind="cuda-error",

@@ -5,23 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from infer_dev_entry import fleet as f
 from infer_dev_entry.cgroup import OomWatch, find_memory_cgroup
 from infer_dev_entry.diagnosis.model import Diagnosis
 from infer_dev_entry.errors import EntryError, SupervisorError
-from infer_dev_entry.host import LiveHost
 from infer_dev_entry.init.crashes import Crashes
 from infer_dev_entry.init.death import describe_diagnosis
 from infer_dev_entry.init.gateway import Gateways, GatewayTools
 from infer_dev_entry.init.gpu_child import GpuChild
 from infer_dev_entry.init.owner import Owner
+from infer_dev_entry.init.prepare import find_taken_port, make_files
 from infer_dev_entry.init.prober import Prober
 from infer_dev_entry.init.reaper import Reaper
 from infer_dev_entry.init.supervisord import Supervisord
@@ -30,7 +28,7 @@ from infer_dev_entry.phases import Durations
 from infer_dev_entry.proctree import end_leftovers
 from infer_dev_entry.redact import secrets_of
 from infer_dev_entry.render import GROUP, DaemonSpec
-from infer_dev_entry.rundir import write_private
+from infer_dev_entry.shm import remove_segments
 from infer_dev_entry.spec import ServerSpec
 from infer_dev_entry.supervisor_rpc import (
     ALREADY_STARTED,
@@ -40,10 +38,6 @@ from infer_dev_entry.supervisor_rpc import (
     ProcessInfo,
     RpcFaultError,
 )
-
-# After a kill the kernel has been seen to hold a port for some tenths of a second more.
-PORT_LOOKS = 6
-PORT_PAUSE_S = 0.1
 
 
 class Actor:
@@ -174,9 +168,9 @@ class Actor:
         oom = self._oom.explain(killed=info.wait_status == signal.SIGKILL)
         return await self._crashes.diagnose(info, spec, self._watch.tracked(spec.name), oom)
 
-    def refresh_trees(self) -> None:
-        """Note the descendants of every server."""
-        self._watch.refresh_trees()
+    def refresh_trees(self, *, with_segments: bool) -> None:
+        """Note the descendants of every server, and their shared memory if asked."""
+        self._watch.refresh_trees(with_segments=with_segments)
 
     def know_specs(self, specs: tuple[ServerSpec, ...]) -> None:
         """Remember what runs, for what is said about its end."""
@@ -201,7 +195,7 @@ class Actor:
         self._poke()
 
     async def _try_start(self, spec: ServerSpec) -> f.StartSeen:
-        taken = await _find_taken_port(spec)
+        taken = await find_taken_port(spec)
         if taken and (info := await self._read_process(spec.name)) and info.pid:
             # By this very server, whom the user has started meanwhile through supervisorctl.
             self._watch.watch(spec.name, info.pid)
@@ -243,18 +237,10 @@ class Actor:
         return f"see infer-dev logs {spec.name}"
 
     def _prepare(self, spec: ServerSpec) -> tuple[Durations, ...]:
-        """Make what must exist before the process, its files and an empty private TMPDIR; return its earlier starts."""
-        owner = (self._owner.uid, self._owner.gid) if self._owner else None
-        for file in spec.files:
-            _make_dir(Path(file.path).parent)
-            write_private(file.path, file.text, owner=owner)
-        tmp_dir = dict(spec.environment).get("TMPDIR", "")
-        if self._daemon.fleet_id in tmp_dir:  # one that the user chose is the user's to clean
-            shutil.rmtree(tmp_dir, ignore_errors=True)
-            _make_dir(Path(tmp_dir).parent)
-            Path(tmp_dir).mkdir(mode=0o700, exist_ok=True)
-            if owner:
-                os.chown(tmp_dir, *owner)
+        """Make what must exist before the process, and return its earlier starts; blocks for a moment."""
+        problem = make_files(spec, self._daemon.fleet_id, self._owner)
+        if problem:
+            self._log.warning("server.log_open_to_others", server=spec.name, log_file=spec.log_file, reason=problem)
         self._crashes.expect_start(spec)
         return self._prober.expect_start(spec)
 
@@ -284,6 +270,8 @@ class Actor:
         async with self._sweep_lock(name):
             tracked = self._watch.tracked(name)
             result = await end_leftovers(tracked, spare_below=self.supervisord.live_pid, spare_main=spare_main)
+            if removed := remove_segments(self._watch.take_left_segments(name)):
+                self._log.info("server.shared_memory_removed", server=name, files=", ".join(removed))
         self._post(f.SweepSeen(name=name, killed=result.killed, survivors=result.survivors))
 
     def _sweep_lock(self, name: str) -> asyncio.Lock:
@@ -297,34 +285,3 @@ class Actor:
         for name in ("supervisor.sock", "supervisord.pid", "control.sock", "entry.pid"):
             with contextlib.suppress(OSError):
                 os.unlink(f"{self._daemon.run_dir}/{name}")
-
-
-async def _find_taken_port(spec: ServerSpec) -> str:
-    """Say which port somebody holds. The sockets of a server that was just killed are given a moment to go."""
-    for _ in range(PORT_LOOKS - 1):
-        if not _taken_port(spec):
-            return ""
-        await asyncio.sleep(PORT_PAUSE_S)
-    return _taken_port(spec)
-
-
-def _taken_port(spec: ServerSpec) -> str:
-    """Say which of a server's ports somebody holds, and who; "" when all are free."""
-    host = LiveHost()  # a new one: it remembers what it saw
-    for port, address in ((spec.port, spec.host), *((port, "") for port in spec.more_ports)):
-        holder = host.port_holder(address, port)
-        if holder:
-            return f"port {port} is taken by {holder}"
-    return ""
-
-
-def _make_dir(path: Path) -> None:
-    """Make a directory that others may pass but not list, unless somebody else has planted it.
-
-    Raises:
-        PermissionError: it belongs to another user.
-    """
-    path.mkdir(mode=0o711, parents=True, exist_ok=True)
-    info = path.lstat()
-    if info.st_uid != os.geteuid():
-        raise PermissionError(f"cannot use {path}: it belongs to uid {info.st_uid}; remove it")

@@ -103,7 +103,7 @@ class FleetLoop:
         """Note the processes of a server that is newly ready: it has forked by now, and may die before a poll."""
         ready = frozenset(server.pid for server in self.fleet.servers if server.ready_at is not None)
         if ready - self._noted:
-            self.actor.refresh_trees()
+            self.actor.refresh_trees(with_segments=True)
         self._noted = ready
 
     async def _wait(self) -> None:
@@ -155,7 +155,7 @@ class FleetLoop:
             self._polling = asyncio.get_running_loop().create_task(self._poll(now))
             if not self._settled or now >= self._trees_at:
                 self._trees_at = now + TREES_SETTLED_S
-                self.actor.refresh_trees()
+                self.actor.refresh_trees(with_segments=not self._settled)
 
     async def _poll(self, asked_at: float) -> None:
         pids = {server.spec.name: server.pid for server in self.fleet.servers}

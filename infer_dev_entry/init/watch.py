@@ -7,8 +7,9 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
-from infer_dev_entry.proctree import Tracked, read_processes, track
+from infer_dev_entry.proctree import Tracked, read_process, read_processes, track
 from infer_dev_entry.render import render_mark
+from infer_dev_entry.shm import read_segments
 
 
 class Watch:
@@ -19,6 +20,7 @@ class Watch:
         self._poke = poke
         self._tracked: dict[str, Tracked] = {}
         self._pidfds: dict[str, tuple[int, int]] = {}
+        self._segments: dict[str, set[str]] = {}
 
     def watch(self, name: str, pid: int) -> None:
         """Learn of this process's death at once, and remember it for a sweep."""
@@ -42,11 +44,29 @@ class Watch:
         """Return what is known of a server's processes; at least its mark."""
         return self._tracked.get(name) or track(render_mark(self._fleet_id, name), 0)
 
-    def refresh_trees(self) -> None:
-        """Note the descendants of every server: after its death they are orphans, and some shed their environment."""
+    def refresh_trees(self, *, with_segments: bool = False) -> None:
+        """Note the descendants of every server: after its death they are orphans, and some shed their environment.
+
+        Also what shared memory they have open, if asked: that is made at a start, and looking costs more.
+        """
         processes = read_processes()
         for name in self._pidfds:
             self._tracked[name] = self._tracked[name].with_descendants(processes)
+            if with_segments:
+                members = self._tracked[name].living(processes)
+                self._segments.setdefault(name, set()).update(read_segments(members))
+
+    def take_left_segments(self, name: str) -> set[str]:
+        """Return, once, the shared memory that a server had and that no living process of any server has open."""
+        left = self._segments.pop(name, set())
+        if not left:
+            return left
+        members = {pid for tracked in self._tracked.values() for pid, _ in tracked.members}
+        processes = {pid: info for pid in members if (info := read_process(pid)) and info.state not in "ZX"}
+        held = read_segments({pid for tracked in self._tracked.values() for pid in tracked.living(processes)})
+        if left & held:  # of a process that the user has started meanwhile
+            self._segments[name] = left & held
+        return left - held
 
     def close(self) -> None:
         """Watch nobody any more; what is known of their processes stays."""

@@ -47,6 +47,14 @@ def nvmlShutdown() -> None:
     pass
 
 
+def nvmlSystemGetDriverVersion() -> str:
+    return "580.65.06"
+
+
+def nvmlSystemGetCudaDriverVersion_v2() -> int:
+    return 13000
+
+
 def nvmlDeviceGetCount() -> int:
     return len(_read()["gpus"])
 

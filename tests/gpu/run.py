@@ -1,8 +1,9 @@
 """Prove a fleet on real NVIDIA GPUs, step by step, under the project's own entry installed from its wheel.
 
 For a machine with a GPU whose `python3` has torch, and without pytest or a network: standard library alone. Every step
-prints PASS, FAIL or SKIP with its time; --out gets report.json, the entry's events, doctor.json, nvidia-smi's view and
-the servers' logs. The steps stand in the order of their worth, and what does not fit into --budget-s is skipped.
+prints PASS, FAIL or SKIP with its time; --out gets report.json, the entry's events, doctor.json and doctor.txt,
+crashes.json, nvidia-smi's view and the servers' logs. The steps stand in the order of their worth, and what does not
+fit into --budget-s is skipped.
 
     python3 tests/gpu/run.py --wheels W --out OUT --sglang T --model M     # T: site directory with SGLang; M: its model
     python3 tests/gpu/run.py --wheels W --out OUT --sglang T --model M --steps two-gpus
@@ -21,6 +22,8 @@ import contextlib
 import json
 import os
 import platform
+import random
+import re
 import shutil
 import signal
 import subprocess
@@ -530,11 +533,92 @@ def oom_context(bench: Bench) -> Mapping[str, Any]:
     return kept
 
 
+def weights(bench: Bench) -> Mapping[str, Any]:
+    """Real weights in a file: what the doctor estimates before the start, against what the server then takes."""
+    name = "weights"
+    bench.stop_all()
+    model = (
+        str(make_weights(bench)) if Path(bench.args.model).is_dir() else bench.args.model
+    )  # a fake one need not be there
+    path = bench.write(
+        f"{name}.toml", bench.instance(name, 30030, {"gpu_ids": "0"}, model_path=model, load_format="auto")
+    )
+    rows = {row["check"]: row for row in json.loads(bench.cli("doctor", "--json", str(path)).stdout)["rows"]}
+    row = rows.get(f"GPU memory of {name}", {})
+    check(row, f"the doctor has no estimate: {sorted(rows)}")
+    if bench.args.fake:
+        return {"estimate": row["seen"]}
+    check(row["verdict"] == "ok", f"the doctor says {row}")
+    until = time.monotonic() + bench.limit(15)
+    while (before := used_bytes(bench)) > bench.empty_bytes + GB:
+        check(time.monotonic() < until, f"{before} bytes of GPU 0 are in use without a server")
+        time.sleep(0.5)
+    bench.serve(path)
+    bench.wait_ready(name, 120)
+    taken = used_bytes(bench) - before
+    static = float(re.findall(r"for CUDA = ([\d.]+) GiB", row["seen"])[0]) * 1024**3
+    tokens = int(re.findall(r"room for about (\d+) tokens", row["seen"])[0])
+    log = (bench.work / f"log/sglang-server-{name}.log").read_text(errors="replace")
+    real_tokens = int((re.findall(r"max_total_num_tokens=(\d+)", log) or ["0"])[-1])
+    status, answer = chat(30030)
+    facts = {"estimate": row["seen"], "taken_bytes": taken, "static_bytes": int(static), "tokens": tokens}
+    facts |= {"real_tokens": real_tokens, "usage": answer.get("usage", {})}
+    check(status == 200, f"status {status}: {facts}")
+    check(abs(taken - static) <= 0.2 * static, f"more than a fifth beside the estimate: {facts}")
+    return facts
+
+
+def make_weights(bench: Bench) -> Path:
+    """Copy the model, with a file of small random weights in bfloat16 for it; standard library alone."""
+    to = bench.work / "weights"
+    shutil.copytree(bench.args.model, to)
+    told = json.loads((to / "config.json").read_text())
+    hidden, inner, vocab = told["hidden_size"], told["intermediate_size"], told["vocab_size"]
+    heads, kv_heads = (told[key] * told["head_dim"] for key in ("num_attention_heads", "num_key_value_heads"))
+    shapes = {"model.embed_tokens.weight": (vocab, hidden), "lm_head.weight": (vocab, hidden)}
+    shapes["model.norm.weight"] = (hidden,)
+    for number in range(told["num_hidden_layers"]):
+        layer = f"model.layers.{number}"
+        shapes |= {f"{layer}.{norm}_layernorm.weight": (hidden,) for norm in ("input", "post_attention")}
+        shapes |= {f"{layer}.self_attn.{part}_proj.weight": (kv_heads, hidden) for part in "kv"}
+        shapes |= {f"{layer}.self_attn.q_proj.weight": (heads, hidden)}
+        shapes |= {f"{layer}.self_attn.o_proj.weight": (hidden, heads)}
+        shapes |= {f"{layer}.mlp.{part}_proj.weight": (inner, hidden) for part in ("gate", "up")}
+        shapes |= {f"{layer}.mlp.down_proj.weight": (hidden, inner)}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor, shape in shapes.items():
+        begin, end = end, end + 2 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        header[tensor] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    data = bytearray(end)
+    data[0::2] = random.Random(7).randbytes(end // 2)
+    data[1::2] = bytes(random.Random(8).choices((0x3C, 0xBC), k=end // 2))  # ± 0.008 to 0.03
+    (to / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return to
+
+
+def crashes(bench: Bench) -> Mapping[str, Any]:
+    """The dossiers of what was killed, hung and out of memory, with nvidia-smi's view of the moment."""
+    done = bench.cli("crashes", "--json")
+    (bench.out / "crashes.json").write_text(done.stdout)
+    kept = json.loads(done.stdout)
+    dossiers = kept if isinstance(kept, list) else kept["crashes"]
+    check(dossiers, "there is no dossier")
+    if not bench.args.fake:
+        check(any("MiB" in item["nvidia_smi"] for item in dossiers), "no dossier has nvidia-smi's output")
+    return {"classes": sorted({f"{item['server']}: {item['class']}" for item in dossiers}), "count": len(dossiers)}
+
+
 def doctor(bench: Bench) -> Mapping[str, Any]:
+    """The doctor's report on the fleet that was served last, as JSON and as people see it."""
     done = bench.cli("doctor", "--json", timeout_s=60)
     (bench.out / "doctor.json").write_text(done.stdout)
+    (bench.out / "doctor.txt").write_text(bench.cli("doctor", timeout_s=60).stdout)
     rows = json.loads(done.stdout)["rows"]
-    return {"exit": done.returncode, "not_ok": [row["check"] for row in rows if row["verdict"] == "fail"]}
+    found = {verdict: [row["check"] for row in rows if row["verdict"] == verdict] for verdict in ("fail", "warn")}
+    return {"exit": done.returncode, "rows": len(rows), **found}
 
 
 def footprint(bench: Bench) -> Mapping[str, Any]:
@@ -571,7 +655,9 @@ STEPS: tuple[tuple[str, float, Callable[[Bench], Mapping[str, Any]]], ...] = (
     ("two-gpus", 110, two_gpus),
     ("second-instance", 110, second_instance),
     ("oom-context", 40, oom_context),
+    ("crashes", 3, crashes),
     ("doctor", 15, doctor),
+    ("weights", 45, weights),
     ("footprint", 2, footprint),
     ("stop", 12, stop_entry),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -183,6 +184,9 @@ def test_server_of_another_user_runs_as_it_with_its_own_tmpdir_and_home(fleet: F
     assert (config.stat().st_uid, stat.S_IMODE(config.stat().st_mode)) == (NOBODY, 0o600)
     assert json.loads(as_user(NOBODY, config.read_text))["api-key"] == key
     assert "PermissionError" in as_user(NOBODY - 1, config.read_text)
+    log = fleet.log_dir / "sglang-server-a.log"
+    assert "fake server" in as_user(NOBODY, log.read_text)
+    assert "PermissionError" in as_user(NOBODY - 1, log.read_text)
     # It may ask and command; others may not.
     environ = dict(fleet.environ)
     assert "'state': 'ready'" in as_user(NOBODY, lambda: ask(environ, {"op": "status"}))
@@ -248,3 +252,40 @@ def test_secrets_are_in_no_command_line_log_status_or_readable_file(fleet: Fleet
     ]
     assert holding
     assert {stat.S_IMODE(path.stat().st_mode) for path in holding} == {0o600}, holding
+
+
+def test_log_of_a_server_with_a_key_is_closed_to_others_across_rotations_and_clearing(fleet: Fleet) -> None:
+    key, flood = "sk-very-secret-0123456789", ("--flood-lines-per-s", "500")
+    control = {"log_max_bytes": 2000, "log_backups": 1}
+    fleet.write(
+        server("keyed", free_port(), *flood, flags={"api_key": key}, control=control),
+        server("open", free_port(), *flood, control=control),
+    )
+    fleet.start()
+    fleet.wait_ready()
+    logs = {name: fleet.log_dir / f"sglang-server-{name}.log" for name in ("keyed", "open")}
+
+    def modes() -> dict[str, set[int]]:
+        with contextlib.suppress(FileNotFoundError):  # it is rotated just now
+            return {
+                name: {stat.S_IMODE(Path(f"{path}{tail}").stat().st_mode) for tail in ("", ".1")}
+                for name, path in logs.items()
+            }
+        return {}
+
+    expected = {"keyed": {0o600}, "open": {0o644}}
+    assert fleet.wait(modes, 10, "both logs to be rotated") == expected
+    assert fleet.cli("ctl", "clear", "sglang:keyed", "sglang:open").returncode == 0
+    assert fleet.wait(modes, 10, "both logs to be there") == expected
+    assert fleet.cli("logs", "keyed").stdout
+    assert not fleet.events("server.log_open_to_others")
+
+
+def test_log_that_cannot_be_closed_to_others_is_told_and_serves_on(fleet: Fleet) -> None:
+    fleet.log_dir.mkdir()
+    (fleet.base / "elsewhere").touch()
+    (fleet.log_dir / "sglang-server-a.log").symlink_to(fleet.base / "elsewhere")
+    fleet.write(server("a", free_port(), flags={"api_key": "sk-very-secret-0123456789"}))
+    fleet.start()
+    fleet.wait_ready("a")
+    assert fleet.wait_event("server.log_open_to_others", "a")["reason"]

@@ -105,6 +105,24 @@ def test_lost_gpu_fails_its_server_alone_and_start_tries_it_again(fleet: Fleet) 
     fleet.wait_again("a", before["a"]["pid"])
 
 
+def test_gpu_that_the_log_calls_lost_fails_its_server_alone_though_the_driver_says_nothing(fleet: Fleet) -> None:
+    first, second = free_ports(2)
+    dying = ("--print", "NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus.", "--exit-after-s", "4")
+    start(
+        fleet,
+        server("a", first, *dying, "--exit-code", "1", control={"gpu_ids": "0"}),
+        server("b", second, control={"gpu_ids": "1"}),
+        gpus=2,
+    )
+    before = fleet.wait_ready("a", "b")  # it has served, and yet no start follows
+    row = fleet.wait_state("a", "failed", reason="a GPU is lost")
+    assert row["restarts"] == 0
+    assert "re-create the container" in row["mend"]
+    assert fleet.wait_event("server.failed", "a")["class"] == "gpu-lost"
+    after = fleet.row("b")
+    assert (after["state"], after["pid"]) == ("ready", before["b"]["pid"])
+
+
 # --------------------------------------------------------------------------------------------------- the child itself
 
 

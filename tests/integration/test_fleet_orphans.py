@@ -111,6 +111,37 @@ def test_children_that_fork_on_and_on_do_not_survive_their_server(fleet: Fleet) 
     assert [_marked(fleet, name) for name in ("storm", "hydra") * 10] == [[]] * 20
 
 
+def test_shared_memory_of_a_dead_server_is_removed_and_no_other(fleet: Fleet) -> None:
+    a, b = free_ports(2)
+    family = f"sglang_loads_{os.getpid()}"
+    mine, foreign = Path(f"/dev/shm/other_{os.getpid()}"), Path(f"/dev/shm/{family}_foreign")
+    fleet.write(
+        server("a", a, "--shared-memory", family),
+        server("b", b, "--shared-memory", family),
+        server("c", free_port(), "--shared-memory", mine.name),  # a name that SGLang gives to nothing
+    )
+    try:
+        foreign.touch()  # as another container's, which has the same /dev/shm
+        fleet.start()
+        pids = {name: row["pid"] for name, row in fleet.wait_ready("a", "b", "c").items()}
+        held = {name: Path(f"/dev/shm/{family}_{pid}") for name, pid in pids.items()}
+        assert held["a"].exists()
+        fleet.kill_server("c")
+        again = fleet.wait_again("a", fleet.kill_server("a"))
+        assert str(held["a"]) in fleet.wait_event("server.shared_memory_removed", "a")["files"]
+        assert not held["a"].exists()
+        assert held["b"].exists()
+        assert foreign.exists()
+        fleet.wait_again("c", pids["c"])
+        assert Path(f"{mine}_{pids['c']}").exists()
+        assert Path(f"/dev/shm/{family}_{again['pid']}").exists()
+        fleet.stop()
+        assert sorted(Path("/dev/shm").glob(f"{family}*")) == [foreign]
+    finally:
+        for path in (*Path("/dev/shm").glob(f"{family}*"), *Path("/dev/shm").glob(f"{mine.name}*")):
+            path.unlink()
+
+
 def _marked(fleet: Fleet, name: str) -> list[Process]:
     found = []
     for process in fleet.members():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from make import RESTART, Story, events, make_spec, of_type
 
-from infer_dev_entry.diagnosis.model import Policy
+from infer_dev_entry.diagnosis.model import GPU_LOST, Policy
 from infer_dev_entry.fleet import (
     Ending,
     PlanWish,
@@ -87,6 +87,18 @@ def test_server_that_has_served_is_started_again_whatever_its_log_says(policy: P
         start_again(story, pid)
         story.see(after=0.2)
         story.probed(True)
+
+
+def test_lost_gpu_holds_its_server_though_it_has_served_and_no_other() -> None:
+    story = Story(make_spec("a"), make_spec("b", port=30001))
+    story.ready("a")
+    story.ready("b", pid=200)
+    die(story, Policy.HOLD, GPU_LOST)
+    assert (story.server("a").state, story.server("b").state) == (State.FAILED, State.READY)
+    assert report(story)["class"] == "gpu-lost"
+    story.see(results=(SweepSeen(name="a"),))
+    assert not of_type(story.see(after=10_000.0), Start)
+    assert of_type(story.see(wishes=(StartWish(names=("a",)),)), Start)
 
 
 @pytest.mark.parametrize(("policy", "fails"), [(Policy.RETRY, True), (Policy.NEVER, True), (Policy.HOLD, False)])

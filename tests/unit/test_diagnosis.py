@@ -200,9 +200,10 @@ RECORDED_EXCEPTIONS = (
         "torch.AcceleratorError: CUDA error: an illegal memory access was encountered\nCUDA kernel errors might",
     ),
     (
-        "gpu-lost",
+        "gpu-ecc",
         "RuntimeError: CUDA error: uncorrectable ECC error encountered",
     ),  # CUDA's runtime, cudaErrorECCUncorrectable
+    ("gpu-lost", "pynvml.NVMLError_GpuIsLost: GPU is lost"),  # NVML's words for NVML_ERROR_GPU_IS_LOST
     (
         "model-missing",
         "OSError: We couldn't connect to 'https://hub.example' to load the files, and couldn't find them in",
@@ -230,6 +231,10 @@ RECORDED_LINES = (
     ),
     # NVIDIA/NVSentinel#155
     ("sglang", "gpu-lost", "NVRM: Xid (PCI:0000:44:00): 79, GPU has fallen off the bus"),
+    # NVIDIA's Xid catalog: an uncontained memory error, an MMU fault, a contained memory error
+    ("sglang", "gpu-lost", "NVRM: Xid (PCI:0000:44:00): 95, pid=4711, name=python3, Uncontained: LTC TAG"),
+    ("sglang", "cuda-error", "NVRM: Xid (PCI:0000:44:00): 31, pid=4711, name=python3, Ch 00000008, MMU Fault"),
+    ("sglang", "cuda-error", "NVRM: Xid (PCI:0000:44:00): 94, pid=4711, name=python3, Contained: SM (0x1)"),
     # pytorch/ci-infra#490, NVIDIA/nccl#290
     (
         "sglang",

@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 from make import Story, events, make_spec, of_type
 
-from infer_dev_entry.fleet import GpuSeen, LookAtGpus, Report, Start, StartSeen, StartWish, State, StopWish, SweepSeen
+from infer_dev_entry.fleet import (
+    GpuSeen,
+    LookAtGpus,
+    PlanWish,
+    Report,
+    Start,
+    StartSeen,
+    StartWish,
+    State,
+    StopWish,
+    SweepSeen,
+)
 from infer_dev_entry.gpu_wait import (
     FLAT_S,
     NO_DRIVER,
@@ -126,6 +137,17 @@ def test_lost_gpu_is_told_at_once() -> None:
     assert verdict.reason == "GPU 0 is lost: GPU is lost"
 
 
+def test_gpu_that_the_driver_no_longer_tells_of_is_waited_for_and_then_lost() -> None:
+    other = make_look(1, uuid="GPU-1")
+    _, verdict = looks(KNOWN, (0, other))
+    assert (verdict.may_start, verdict.lost) == (False, False)
+    assert "no longer tells of: GPU-0" in verdict.reason
+    assert looks(KNOWN, (0, other), (1, make_look(1)))[1].may_start
+    _, verdict = looks(KNOWN, (0, other), (60, other))
+    assert verdict.lost
+    assert verdict.reason == "the NVIDIA driver no longer tells of GPU-0"
+
+
 @pytest.mark.parametrize(
     ("changes", "share"),
     [
@@ -239,6 +261,17 @@ def test_lost_gpu_holds_its_server_alone_until_it_is_started_by_hand() -> None:
     assert (story.server("a").state, story.server("b").starting) == (State.FAILED, True)
     assert not of_type(story.see(after=1000.0), LookAtGpus)
     assert len(of_type(story.see(wishes=(StartWish(names=("a",)),)), LookAtGpus)) == 1
+
+
+def test_server_that_moves_to_another_gpu_does_not_miss_its_old_one() -> None:
+    story = Story(on_gpu())
+    story.see(**seen(make_look(1)))
+    story.ready()
+    story.see(wishes=(PlanWish(specs=(on_gpu(gpu_ids=("1",)),)),))
+    story.process("STOPPED")
+    story.see(results=(SweepSeen(name="a"),))
+    story.see(**seen(make_look(1, uuid="GPU-1")))
+    assert story.server().starting
 
 
 def test_answer_that_comes_after_a_stop_starts_nothing() -> None:
