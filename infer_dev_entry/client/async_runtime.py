@@ -28,7 +28,12 @@ class AsyncRuntime:
     """A served model. Make it with `attach` or `start`; every call is bounded by `timeout_s`, and none is retried."""
 
     def __init__(
-        self, target: Target, *, model: str = "", timeout_s: float = DEFAULT_TIMEOUT_S, fleet: PrivateFleet | None = None
+        self,
+        target: Target,
+        *,
+        model: str = "",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        fleet: PrivateFleet | None = None,
     ) -> None:
         check_timeout(timeout_s)
         self.url = target.url
@@ -243,7 +248,9 @@ def check_prompt(prompt: object) -> str:
         ClientError: it is no text.
     """
     if not isinstance(prompt, str):
-        raise ClientError(f"cannot use the prompt: expected a text, got {type(prompt).__name__}; for messages call chat")
+        raise ClientError(
+            f"cannot use the prompt: expected a text, got {type(prompt).__name__}; for messages call chat"
+        )
     return prompt
 
 

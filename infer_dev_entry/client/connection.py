@@ -41,7 +41,7 @@ def import_openai() -> Any:
     return openai
 
 
-class _StatusSeen(Exception):
+class _StatusSeenError(Exception):
     """An answer that is no success, with the beginning of its body."""
 
     def __init__(self, status: int, body: bytes) -> None:
@@ -59,7 +59,7 @@ async def _stop_at_failure(response: Any) -> None:
         body += part
         if len(body) > LARGEST_ERROR_BYTES:
             break
-    raise _StatusSeen(response.status_code, body[:LARGEST_ERROR_BYTES])
+    raise _StatusSeenError(response.status_code, body[:LARGEST_ERROR_BYTES])
 
 
 class Connection:
@@ -87,9 +87,7 @@ class Connection:
         """
         return await self._read(self._create(body, chat=chat, stream=False), timeout_s)
 
-    async def stream(
-        self, body: Mapping[str, Any], *, chat: bool, timeout_s: float
-    ) -> AsyncGenerator[str, None]:
+    async def stream(self, body: Mapping[str, Any], *, chat: bool, timeout_s: float) -> AsyncGenerator[str, None]:
         """Yield the data of each event; `timeout_s` bounds the silence before each. Ended early, it hangs up.
 
         Raises:
@@ -163,7 +161,7 @@ class Connection:
         """Turn what the client and the network raise into our errors, with the address and without the key."""
         try:
             yield
-        except _StatusSeen as seen:
+        except _StatusSeenError as seen:
             raise self._named(failure_of_status(seen.status, seen.body)) from None
         except ClientError as error:
             raise self._named(error) from error.__cause__
@@ -183,15 +181,13 @@ class Connection:
     def _of_connection(self, error: Exception) -> ClientError:
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, _StatusSeen):
+            if isinstance(cause, _StatusSeenError):
                 return self._named(failure_of_status(cause.status, cause.body))
             last, cause = cause, cause.__cause__ or cause.__context__
         kind = type(error.__cause__ or error).__name__
         if kind in ("ConnectError", "UnsupportedProtocol", "InvalidURL", "LocalProtocolError"):
             reason = self._clean(str(last) or kind)
-            return UnreachableError(
-                f"cannot reach {self._url}: {reason}; is the server running? see infer-dev status"
-            )
+            return UnreachableError(f"cannot reach {self._url}: {reason}; is the server running? see infer-dev status")
         return self._cut(error.__cause__ or error)
 
     def _cut(self, error: BaseException) -> BrokenAnswerError:

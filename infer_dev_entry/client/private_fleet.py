@@ -40,7 +40,7 @@ _LONGEST_TMP = 40  # a unix socket's path has room for 107 bytes, and supervisor
 
 
 class PrivateFleet:
-    """One life of a fleet below a directory of its own. `close` may be called at any time, from any thread, and twice."""
+    """One life of a fleet below a directory of its own. `close` may be called at any time, by any thread."""
 
     def __init__(
         self, config: str | os.PathLike[str] | Mapping[str, Any], *, name: str, environ: Mapping[str, str]
@@ -146,7 +146,9 @@ class PrivateFleet:
             if len(rows) == len(plan.servers) and all(row["state"] == "ready" for row in rows):
                 return rows
             time.sleep(_POLL_S)
-        slow = "; ".join(f"{row['name']} is {row['state']} {row['reason']}".strip() for row in rows if row["state"] != "ready")
+        slow = "; ".join(
+            f"{row['name']} is {row['state']} {row['reason']}".strip() for row in rows if row["state"] != "ready"
+        )
         raise NotReadyError(
             f"cannot start the servers: not ready in {ready_timeout_s:g} s: {slow or 'the entry does not answer'}; "
             "give a longer ready_timeout_s"

@@ -1,4 +1,4 @@
-"""Find the server that a caller means: by URL, or by name in the fleet that runs, with its key where that can be read."""
+"""Find the server that a caller means, by URL or by name in the running fleet, and its key where that can be read."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def parse_url(text: str) -> str:
             f"cannot use the URL {text[:80]!r}: expected http://HOST:PORT or https://HOST, such as http://127.0.0.1:30000"
         )
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise ClientError(f"cannot use the URL of {parts.hostname}: it has more than host and path; give the key as api_key")
+        raise ClientError(
+            f"cannot use the URL of {parts.hostname}: it has more than host and path; give the key as api_key"
+        )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1').rstrip('/')}"
 
 
@@ -96,7 +98,9 @@ def choose_row(rows: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any
         for row in rows:
             if row["name"] == name:
                 return row
-        raise UnknownServerError(f"cannot attach to {name!r}: the running fleet has no server of that name; it has: {listed}")
+        raise UnknownServerError(
+            f"cannot attach to {name!r}: the running fleet has no server of that name; it has: {listed}"
+        )
     gateways = [row for row in rows if row["engine"] in GATEWAY_ENGINES]
     ready = [row for row in rows if row["state"] == "ready"]
     for choice in (gateways, ready, rows):
@@ -105,7 +109,9 @@ def choose_row(rows: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any
         if choice:
             break
     if not rows:
-        raise UnknownServerError("cannot attach: the running fleet has no servers; start some: infer-dev serve CONFIG.toml")
+        raise UnknownServerError(
+            "cannot attach: the running fleet has no servers; start some: infer-dev serve CONFIG.toml"
+        )
     raise ClientError(f"cannot attach: the running fleet has several servers; name one of {listed}")
 
 
