@@ -15,7 +15,7 @@ from infer_dev_entry.errors import (
     ClientError,
     UnreachableError,
 )
-from infer_dev_entry.redact import redact_line
+from infer_dev_entry.redact import MASK
 
 # A server on this machine takes the connection at once; one that is far gets this long.
 CONNECT_TIMEOUT_S = 10.0
@@ -23,6 +23,7 @@ CONNECT_TIMEOUT_S = 10.0
 LONGEST_STREAM_S = 24 * 3600.0
 LARGEST_ANSWER_BYTES = 64 * 1024 * 1024
 LARGEST_ERROR_BYTES = 64 * 1024
+_SHORTEST_SECRET = 4  # a shorter key would blot out half of every message
 _NO_KEY = "none"  # the client insists on one; servers without a key do not look at it
 
 
@@ -110,6 +111,14 @@ class Connection:
                     if event.strip() == DONE:
                         return
                     yield event
+
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """Name the address in the errors of whoever reads an answer of ours."""
+        try:
+            yield
+        except ClientError as error:
+            raise self._named(error) from error.__cause__
 
     async def close(self) -> None:
         """Close what is open."""
@@ -206,4 +215,4 @@ class Connection:
         return type(error)(f"cannot ask {self._url}: {self._clean(str(error))}")
 
     def _clean(self, text: str) -> str:
-        return redact_line(text, (self._api_key,) if self._api_key else ())
+        return text.replace(self._api_key, MASK) if len(self._api_key) >= _SHORTEST_SECRET else text

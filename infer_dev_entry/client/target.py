@@ -148,7 +148,7 @@ def _find_key(name: str, paths: Sequence[str], environ: Mapping[str, str]) -> st
             return given
         raise RefusedKeyError(
             f"cannot attach to {name}: it may ask for an API key, which this user cannot read ({error.filename}: "
-            f"{error.strerror}); give api_key=, or set {KEY_VARIABLE}"
+            f"{error.strerror}); give api_key, or set {KEY_VARIABLE}"
         ) from error
     return key or given
 

@@ -49,6 +49,16 @@ class Asker:
             http_client=self._openai.DefaultHttpxClient(trust_env=False, follow_redirects=False),
         )
 
+    @property
+    def refused(self) -> type[Exception]:
+        """What the client raises for a 400."""
+        return self._openai.BadRequestError  # type: ignore[no-any-return]
+
+    @property
+    def free(self) -> dict[str, Any]:
+        """Options with which random weights write text too: greedy ones repeat one token, or end at once."""
+        return {"temperature": 1, "extra_body": {"ignore_eos": True}} if self.facts.is_dummy else {}
+
     def close(self) -> None:
         """Close its connections; a check that hangs in one ends then."""
         self.client.close()
@@ -62,11 +72,13 @@ class Asker:
         )
 
     def stream_chat(self, content: str, *, max_tokens: int) -> Streamed:
-        """Ask one question and take the answer as it comes."""
+        """Ask one question in plain text and take the answer as it comes."""
         began = time.monotonic()
         pieces: list[Piece] = []
         finish_reason, tokens = "", 0
-        stream = self.chat(content, max_tokens=max_tokens, stream=True, stream_options={"include_usage": True})
+        stream = self.chat(
+            content, max_tokens=max_tokens, stream=True, stream_options={"include_usage": True}, **self.free
+        )
         with stream:
             for chunk in stream:
                 if chunk.usage is not None:

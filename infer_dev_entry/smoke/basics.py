@@ -31,7 +31,7 @@ def check_models(server: Asker) -> Outcome:
 
 def check_chat(server: Asker) -> Outcome:
     """A chat has an answer with words in it, and says why it ended."""
-    answer = server.chat(QUESTION, max_tokens=32)
+    answer = server.chat(QUESTION, max_tokens=32, **server.free)
     choice = answer.choices[0]
     text = choice.message.content or getattr(choice.message, "reasoning_content", None) or ""
     if not text:

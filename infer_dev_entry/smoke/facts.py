@@ -15,6 +15,7 @@ _FLAGS = {
     "tool-call-parser": "tool_parser",
     "reasoning-parser": "reasoning_parser",
     "grammar-backend": "grammar_backend",
+    "load-format": "load_format",
 }
 
 
@@ -23,7 +24,7 @@ class ServerFacts:
     """One server. Of the parsers, "" is known to be not set and None is not known.
 
     `make` is what the server says of itself in /v1/models. `template_has_tools` is llama.cpp's word on its chat
-    template.
+    template. With `is_dummy` the weights are random (SGLang's load_format dummy): it says nothing that means anything.
     """
 
     label: str
@@ -36,6 +37,7 @@ class ServerFacts:
     reasoning_parser: str | None = None
     grammar_backend: str | None = None
     template_has_tools: bool | None = None
+    is_dummy: bool = False
 
 
 def with_models(facts: ServerFacts, served: Sequence[ServedModel]) -> ServerFacts:
@@ -54,8 +56,10 @@ def with_launch(facts: ServerFacts, argv: Sequence[str], files: Sequence[str]) -
 
 
 def _with_settings(facts: ServerFacts, settings: Mapping[str, str]) -> ServerFacts:
-    tool, reasoning, grammar = (settings.get(name, "") for name in _FLAGS.values())
-    return replace(facts, tool_parser=tool, reasoning_parser=reasoning, grammar_backend=grammar)
+    tool, reasoning, grammar, load = (settings.get(name, "") for name in _FLAGS.values())
+    return replace(
+        facts, tool_parser=tool, reasoning_parser=reasoning, grammar_backend=grammar, is_dummy=load == "dummy"
+    )
 
 
 def _of_file(text: str) -> dict[str, str]:

@@ -102,8 +102,7 @@ def _explain(error: BaseException, asker: Asker) -> Outcome:
     openai = import_openai()
     key = (asker.facts.api_key,) if asker.facts.api_key else ()
     if isinstance(error, openai.APIStatusError):
-        text, _, mend = str(failure_of_status(error.status_code, error.response.content)).rpartition("; ")
-        return failed(redact_line(text or mend, key), mend if text else "see the server's log")
+        return failed(redact_line(str(failure_of_status(error.status_code, error.response.content)), key))
     if isinstance(error, openai.APITimeoutError):
         return failed(f"no answer in {asker.timeout_s:g} s", "see infer-dev status whether it hangs")
     if isinstance(error, openai.APIConnectionError):

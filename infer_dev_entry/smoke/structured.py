@@ -78,12 +78,23 @@ def check_tool_call(server: Asker) -> Outcome:
         return skipped("the server has no tool_call_parser", 'set tool_call_parser, for GLM-4.7 "glm47"')
     if facts.template_has_tools is False:
         return skipped("the model's chat template has no tools")
+    # Whoever must call a tool is held to it by the grammar.
     for choice in ("auto", "required"):
-        message = server.chat(_WEATHER, max_tokens=512, tools=[TOOL], tool_choice=choice).choices[0].message
+        try:
+            message = server.chat(_WEATHER, max_tokens=512, tools=[TOOL], tool_choice=choice).choices[0].message
+        except server.refused:
+            if facts.grammar_backend != "none":
+                raise
+            return failed(
+                f"tool_call_parser is {facts.tool_parser}, and tools are refused: grammar_backend is none",
+                'remove grammar_backend = "none" (the default is xgrammar)',
+            )
         if message.tool_calls:
             note = "" if choice == "auto" else ", but only with tool_choice required"
             return judge_call(message.tool_calls[0].function, note)
     seen = f"no tool was called; the model said {shown(message.content or '')}"
+    if facts.is_dummy:
+        return skipped("no tool was called: the weights are random (load_format dummy)")
     if facts.tool_parser:
         return failed(
             f"tool_call_parser is {facts.tool_parser}, and {seen}", "see whether the parser is the model's own"
@@ -114,7 +125,7 @@ def check_reasoning(server: Asker) -> Outcome:
     facts = server.facts
     if facts.make == SGLANG and facts.reasoning_parser == "":
         return skipped("the server has no reasoning_parser", 'for a model that thinks: for GLM-4.7 "glm45"')
-    answer = server.chat("What is 17 + 25? Think first.", max_tokens=512)
+    answer = server.chat("What is 17 + 25? Think first.", max_tokens=512, **server.free)
     message = answer.choices[0].message
     thoughts = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or ""
     content = message.content or ""
@@ -124,6 +135,8 @@ def check_reasoning(server: Asker) -> Outcome:
         )
     if thoughts:
         return passed(f"{len(thoughts)} characters of thoughts apart, {len(content)} of answer")
+    if facts.is_dummy:
+        return skipped("no thoughts came: the weights are random (load_format dummy)")
     if facts.reasoning_parser:
         return failed(
             f"reasoning_parser is {facts.reasoning_parser}, and no thoughts came: {shown(content)}",
