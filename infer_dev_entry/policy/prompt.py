@@ -12,8 +12,8 @@ from infer_dev_entry.policy.model import Levels
 Messages = tuple[Mapping[str, str], ...]
 
 # Chat templates and special tokens are made of <, >, |, [ and the like, also fullwidth (<|im_end|>, [INST],
-# <｜User｜>), and servers parse them wherever they stand. Letters, digits and these marks of prose stay; all else in a string is
-# written as JSON's \u escapes, which is the same data.
+# <｜User｜>), and servers parse them wherever they stand. Letters, digits and these marks of prose stay; all else in a
+# string is written as JSON's \u escapes, which is the same data.
 _PLAIN = frozenset(" .,;:!?'()-+*/=%@_\\\"")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _MAX_QUOTED_CHARACTERS = 2000
