@@ -11,6 +11,7 @@ HELPERS = {
     "install-sglang-offline.sh": ("install",),
     "status": ("status",),
     "logs": ("logs",),
+    "smoke": ("smoke",),
 }
 
 
@@ -27,11 +28,12 @@ def main() -> int:
         from infer_dev_entry.init.entry import run_entry
 
         rest = argv[1:]
-        keeper = rest[:1] == ["--keeper"]
+        keeper = rest[:1] in (["--keeper"], ["--keeper-of"])
+        parent = int(rest.pop(1)) if rest[:1] == ["--keeper-of"] else 0
         command = rest[1:] if keeper else rest
         if command[:1] == ["--"]:
             command = command[1:]
-        return run_entry(command, os.environ, mask, keeper=keeper)
+        return run_entry(command, os.environ, mask, keeper=keeper, parent=parent)
     from infer_dev_entry.cli import main as run_cli
 
     code = run_cli(argv, os.environ)

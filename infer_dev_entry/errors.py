@@ -73,6 +73,54 @@ class BuildError(EntryError):
     exit_code = 22
 
 
+class ClientError(EntryError):
+    """A served model cannot be asked: an option that there is not, no `openai` package, or one of the kinds below."""
+
+    exit_code = 40
+
+
+class UnreachableError(ClientError):
+    """Nobody answers at the address."""
+
+    exit_code = 41
+
+
+class NotReadyError(UnreachableError):
+    """The server is known and does not serve yet, or no more; the message has its state and reason."""
+
+
+class OverloadedError(UnreachableError):
+    """The server answers that it takes no more now (429, 503); later it may."""
+
+
+class AnswerTimeoutError(ClientError):
+    """The server did not answer, or fell silent in its answer, within the time given."""
+
+    exit_code = 42
+
+
+class RefusedKeyError(ClientError):
+    """The server wants an API key, or another one (401, 403)."""
+
+    exit_code = 43
+
+
+class BadRequestError(ClientError):
+    """The server refuses the request (4xx); the message has its words."""
+
+    exit_code = 44
+
+
+class UnknownModelError(BadRequestError):
+    """The server has no model, or no path, of that name (404)."""
+
+
+class BrokenAnswerError(ClientError):
+    """The answer cannot be used: an error of the server's own (5xx), no JSON, wrong types, cut off, or far too big."""
+
+    exit_code = 45
+
+
 class PolicyInputError(EntryError):
     """States, levels or policies cannot be used. Holds every fault found."""
 

@@ -15,6 +15,7 @@ from infer_dev_entry.init.control import serve_control
 from infer_dev_entry.init.loop import FleetLoop
 from infer_dev_entry.init.mirror_child import MirrorChild
 from infer_dev_entry.init.owner import Owner, find_owner
+from infer_dev_entry.init.parent import follow_parent
 from infer_dev_entry.init.reaper import Reaper, describe_end
 from infer_dev_entry.init.requests import Requests
 from infer_dev_entry.init.spawn import exit_code, give_terminal, signal_group, spawn_command
@@ -36,11 +37,17 @@ _UNCATCHABLE = {signal.SIGKILL, signal.SIGSTOP}
 
 
 def run_fleet(
-    settings: Settings, command: tuple[str, ...], environ: Mapping[str, str], *, mask: Iterable[int], keeper: bool
+    settings: Settings,
+    command: tuple[str, ...],
+    environ: Mapping[str, str],
+    *,
+    mask: Iterable[int],
+    keeper: bool,
+    parent: int = 0,
 ) -> int:
     """Boot, supervise, drain; return the exit code of the container."""
     configure_log(settings.log_format, settings.log_level)
-    return asyncio.run(_Entry(settings, command, environ, tuple(mask), keeper).run())
+    return asyncio.run(_Entry(settings, command, environ, tuple(mask), keeper, parent).run())
 
 
 class _Entry:
@@ -53,11 +60,13 @@ class _Entry:
         environ: Mapping[str, str],
         mask: tuple[int, ...],
         keeper: bool,
+        parent: int,
     ) -> None:
         self._settings = settings
         self._command = command
         self._environ = environ
         self._mask = mask
+        self._parent = parent
         self._log = get_log()
         self._run_dir = default_run_dir(environ)
         self._reaper = Reaper()
@@ -81,6 +90,8 @@ class _Entry:
         for warning in self._settings.warnings:
             self._log.warning("settings.odd", message=warning)
         self._boot = asyncio.get_running_loop().create_task(self._boot_line())
+        if self._parent:
+            follow_parent(self._parent, self._take_parent_end)
         await self._wait_for_end()
         await self._end()
         # asyncio closes the pipe that its handlers write to before it removes them: a late SIGCHLD gave a traceback.
@@ -234,6 +245,10 @@ class _Entry:
             signal_group(self._cmd_pid, number if self._stops == 1 else signal.SIGKILL)
         if self._stops > 1 and self._loop:
             self._loop.wish(f.ShutdownWish(now=True))
+        self._stopping.set()
+
+    def _take_parent_end(self) -> None:
+        self._log.warning("entry.parent_gone", pid=self._parent)
         self._stopping.set()
 
     # -- the end

@@ -11,11 +11,13 @@ from infer_dev_entry.rundir import client_run_dir
 from infer_dev_entry.variables import GATES, read_values
 
 
-def run_entry(command: Sequence[str], environ: Mapping[str, str], mask: Iterable[int], *, keeper: bool = False) -> int:
+def run_entry(
+    command: Sequence[str], environ: Mapping[str, str], mask: Iterable[int], *, keeper: bool = False, parent: int = 0
+) -> int:
     """Run as PID 1 (or as a subreaper when we are not) until done, and return the container's exit code.
 
     All signals must be blocked; `mask` is what was blocked before, for the command. `keeper` says that a fleet was
-    started by hand: it ends when its servers are stopped.
+    started by hand: it ends when its servers are stopped, and with `parent` (a pid, 0 for none).
     """
     # A parent's SIG_IGN survives exec: the kernel would reap by itself then, and no status would ever come.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -27,7 +29,7 @@ def run_entry(command: Sequence[str], environ: Mapping[str, str], mask: Iterable
         from infer_dev_entry.init.boot import run_fleet  # asyncio and structlog: only a fleet pays for them
         from infer_dev_entry.settings import parse_settings
 
-        return run_fleet(parse_settings(environ), tuple(command), environ, mask=mask, keeper=keeper)
+        return run_fleet(parse_settings(environ), tuple(command), environ, mask=mask, keeper=keeper, parent=parent)
     log_format = str(values["log_format"])
     for warning in warnings:
         _print("warning", warning, log_format)

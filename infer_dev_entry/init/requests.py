@@ -73,10 +73,12 @@ class Requests:
         }
 
     def handle(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer one request: {"op": "status" | "plan" | "start" | "stop", …}."""
+        """Answer one request: {"op": "status" | "launch" | "plan" | "start" | "stop", …}."""
         op = request.get("op")
         if op == "status":
             return self.status()
+        if op == "launch":
+            return self._launch(request.get("name"))
         if self._loop is None or self._loop.fleet.shutting_down:
             return {"ok": False, "error": "the entry is shutting down"}
         if op == "plan":
@@ -84,6 +86,15 @@ class Requests:
         if op in ("start", "stop"):
             return self._take_names(op, request.get("names"))
         return {"ok": False, "error": f"unknown request {op!r}"}
+
+    def _launch(self, name: object) -> dict[str, Any]:
+        """How a server is started: its words, which hold no secrets, and where its private files are, not their text."""
+        servers = self._loop.fleet.servers if self._loop else ()
+        for server in servers:
+            if server.spec.name == name:
+                files = [file.path for file in server.spec.files]
+                return {"ok": True, "argv": list(server.spec.argv), "files": files}
+        return {"ok": False, "error": f"no server is called {name}", "kind": "unknown-server"}
 
     def _take_plan(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if self._refusal:

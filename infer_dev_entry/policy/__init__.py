@@ -11,6 +11,7 @@ except ImportError as error:
 
 from infer_dev_entry.policy.generate import PolicyGenerator
 from infer_dev_entry.policy.model import Candidate, Policy, PolicyScore, PolicySelection
+from infer_dev_entry.policy.runtime import create_inference_runtime
 from infer_dev_entry.policy.score import (
     calculate_expected_free_energy,
     rank_policies,
@@ -25,6 +26,7 @@ __all__ = [
     "PolicyScore",
     "PolicySelection",
     "calculate_expected_free_energy",
+    "create_inference_runtime",
     "rank_policies",
     "score_policies",
     "select_policy_minimizing_efe",

@@ -1,0 +1,209 @@
+"""One server behind the `openai` client: requests out, bounded bytes in, and every failure as one of our errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from typing import Any
+
+from infer_dev_entry.client.failures import failure_of_status
+from infer_dev_entry.client.sse import DONE, EventSplitter
+from infer_dev_entry.errors import (
+    AnswerTimeoutError,
+    BrokenAnswerError,
+    ClientError,
+    UnreachableError,
+)
+from infer_dev_entry.redact import redact_line
+
+# A server on this machine takes the connection at once; one that is far gets this long.
+CONNECT_TIMEOUT_S = 10.0
+# A stream may be long, but no model writes for a day.
+LONGEST_STREAM_S = 24 * 3600.0
+LARGEST_ANSWER_BYTES = 64 * 1024 * 1024
+LARGEST_ERROR_BYTES = 64 * 1024
+_NO_KEY = "none"  # the client insists on one; servers without a key do not look at it
+
+
+def import_openai() -> Any:
+    """Return the module; it takes a second to import, so only who asks a server pays for it.
+
+    Raises:
+        ClientError: it is not installed.
+    """
+    try:
+        import openai
+    except ImportError as error:
+        raise ClientError(
+            "cannot ask a server: the package openai is not installed; run: pip install 'infer-dev-entry[client]'"
+        ) from error
+    return openai
+
+
+class _StatusSeen(Exception):
+    """An answer that is no success, with the beginning of its body."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+        self.body = body
+
+
+async def _stop_at_failure(response: Any) -> None:
+    """Read no more of a failure than a message needs: the client would read all of it, and it may never end."""
+    if response.status_code < 300:
+        return
+    body = b""
+    async for part in response.aiter_raw():
+        body += part
+        if len(body) > LARGEST_ERROR_BYTES:
+            break
+    raise _StatusSeen(response.status_code, body[:LARGEST_ERROR_BYTES])
+
+
+class Connection:
+    """Asks one base URL. Lives in one event loop; opens nothing before the first request."""
+
+    def __init__(self, url: str, api_key: str) -> None:
+        self._url = url
+        self._api_key = api_key
+        self._openai = import_openai()
+        self._client: Any = None
+
+    async def get_models(self, timeout_s: float) -> bytes:
+        """Return the body of /v1/models.
+
+        Raises:
+            ClientError: of every kind.
+        """
+        return await self._read(self._open().models.with_streaming_response.list(), timeout_s)
+
+    async def ask(self, body: Mapping[str, Any], *, chat: bool, timeout_s: float) -> bytes:
+        """Send a completion or a chat and return the whole answer; `timeout_s` is for all of it.
+
+        Raises:
+            ClientError: of every kind.
+        """
+        return await self._read(self._create(body, chat=chat, stream=False), timeout_s)
+
+    async def stream(self, body: Mapping[str, Any], *, chat: bool, timeout_s: float) -> AsyncGenerator[str, None]:
+        """Yield the data of each event; `timeout_s` bounds the silence before each. Ended early, it hangs up.
+
+        Raises:
+            ClientError: of every kind.
+        """
+        splitter = EventSplitter()
+        ends = asyncio.get_running_loop().time() + LONGEST_STREAM_S
+        async with contextlib.AsyncExitStack() as stack:
+            with self._failures(timeout_s):
+                async with asyncio.timeout(timeout_s):
+                    response = await stack.enter_async_context(self._create(body, chat=chat, stream=True))
+            parts = aiter(response.iter_bytes())
+            while True:
+                with self._failures(timeout_s):
+                    async with asyncio.timeout(min(timeout_s, ends - asyncio.get_running_loop().time())):
+                        part = await anext(parts, b"")
+                if not part:
+                    return
+                for event in splitter.feed(part):
+                    if event.strip() == DONE:
+                        return
+                    yield event
+
+    async def close(self) -> None:
+        """Close what is open."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    def _open(self) -> Any:
+        if self._client is None:
+            # No retries: a caller's time is the caller's. No proxies from the environment: the servers are ours.
+            http = self._openai.DefaultAsyncHttpxClient(
+                trust_env=False, follow_redirects=False, event_hooks={"response": [_stop_at_failure]}
+            )
+            self._client = self._openai.AsyncOpenAI(
+                base_url=f"{self._url}/v1", api_key=self._api_key or _NO_KEY, max_retries=0, http_client=http
+            )
+        return self._client
+
+    def _create(self, body: Mapping[str, Any], *, chat: bool, stream: bool) -> Any:
+        client = self._open()
+        resource = client.chat.completions if chat else client.completions
+        first = "messages" if chat else "prompt"
+        rest = {name: value for name, value in body.items() if name not in ("model", first)}
+        if stream:
+            rest["stream_options"] = {"include_usage": True}
+        return resource.with_streaming_response.create(
+            model=body["model"],
+            **{first: body[first]},
+            stream=stream,
+            extra_body=rest,
+            # Ours is the limit, for all of it; the client's own would only be for each read.
+            timeout=self._openai.Timeout(None, connect=CONNECT_TIMEOUT_S),
+        )
+
+    async def _read(self, opening: Any, timeout_s: float) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        with self._failures(timeout_s):
+            async with asyncio.timeout(timeout_s), opening as response:
+                async for part in response.iter_bytes():
+                    parts.append(part)
+                    size += len(part)
+                    if size > LARGEST_ANSWER_BYTES:
+                        raise BrokenAnswerError(f"the answer has more than {LARGEST_ANSWER_BYTES >> 20} MiB")
+        return b"".join(parts)
+
+    @contextlib.contextmanager
+    def _failures(self, timeout_s: float) -> Iterator[None]:
+        """Turn what the client and the network raise into our errors, with the address and without the key."""
+        try:
+            yield
+        except _StatusSeen as seen:
+            raise self._named(failure_of_status(seen.status, seen.body)) from None
+        except ClientError as error:
+            raise self._named(error) from error.__cause__
+        except TimeoutError:
+            raise self._late(timeout_s) from None
+        except self._openai.APITimeoutError:  # only the connect has a limit of the client's own
+            raise UnreachableError(
+                f"cannot ask {self._url}: no connection within {CONNECT_TIMEOUT_S:g} s; is the host up?"
+            ) from None
+        except self._openai.OpenAIError as error:
+            raise self._of_connection(error) from None
+        except Exception as error:  # the HTTP library's own, which the client lets through while a body is read
+            if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2", "anyio"):
+                raise
+            raise self._cut(error) from None
+
+    def _of_connection(self, error: Exception) -> ClientError:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, _StatusSeen):
+                return self._named(failure_of_status(cause.status, cause.body))
+            last, cause = cause, cause.__cause__ or cause.__context__
+        kind = type(error.__cause__ or error).__name__
+        if kind in ("ConnectError", "UnsupportedProtocol", "InvalidURL", "LocalProtocolError"):
+            reason = self._clean(str(last) or kind)
+            return UnreachableError(f"cannot reach {self._url}: {reason}; is the server running? see infer-dev status")
+        return self._cut(error.__cause__ or error)
+
+    def _cut(self, error: BaseException) -> BrokenAnswerError:
+        reason = self._clean(str(error) or type(error).__name__)
+        return BrokenAnswerError(
+            f"cannot ask {self._url}: the connection broke, or what came is no HTTP: {reason}; see the server's log"
+        )
+
+    def _late(self, timeout_s: float) -> AnswerTimeoutError:
+        return AnswerTimeoutError(
+            f"cannot ask {self._url}: no answer within {timeout_s:.3g} s; give a longer timeout_s, or see "
+            "infer-dev status whether it hangs"
+        )
+
+    def _named(self, error: ClientError) -> ClientError:
+        return type(error)(f"cannot ask {self._url}: {self._clean(str(error))}")
+
+    def _clean(self, text: str) -> str:
+        return redact_line(text, (self._api_key,) if self._api_key else ())
