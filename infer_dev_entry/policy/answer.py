@@ -7,7 +7,6 @@ knows bounds of fractions. Arrays and strings are bounded, so that the answer of
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from infer_dev_entry.config.faults import Faults, Path, shown
 from infer_dev_entry.policy.checked import as_number, is_text
 from infer_dev_entry.policy.model import Policy
+from infer_dev_entry.policy.strict_json import parse_json
 
 SCHEMA_NAME = "policies"
 MAX_CANDIDATES = 16
@@ -63,8 +63,15 @@ def _object(**properties: dict[str, object]) -> dict[str, object]:
 
 def parse_answer(text: str, count: int, faults: Faults) -> tuple[Proposal, ...]:
     """Check an answer against the form, whether the server held it to the schema or not; faults are collected."""
-    document = parse_json(text, faults)
-    if document is None or not _has_keys(document, ("policies",), faults, ()):
+    try:
+        document = parse_json(text, MAX_ANSWER_CHARACTERS)
+    except ValueError as error:
+        faults.add_line(f"expected one JSON object and nothing else: {error}")
+        return ()
+    if not isinstance(document, dict):
+        faults.add_line(f"expected a JSON object, got {shown(document)}")
+        return ()
+    if not _has_keys(document, ("policies",), faults, ()):
         return ()
     policies = document["policies"]
     if not isinstance(policies, list) or len(policies) != count:
@@ -73,33 +80,6 @@ def parse_answer(text: str, count: int, faults: Faults) -> tuple[Proposal, ...]:
         return ()
     found = [_parse_proposal(item, faults, ("policies", f"[{index}]")) for index, item in enumerate(policies)]
     return tuple(proposal for proposal in found if proposal is not None)
-
-
-def parse_json(text: str, faults: Faults) -> Mapping[str, object] | None:
-    """Parse one JSON object, strictly: no NaN, no key twice, nothing around it."""
-    if len(text) > MAX_ANSWER_CHARACTERS:
-        faults.add_line(f"expected at most {MAX_ANSWER_CHARACTERS} characters, got {len(text)}")
-        return None
-    try:
-        document = json.loads(text, object_pairs_hook=_unique_pairs, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        faults.add_line(f"expected one JSON object and nothing else: {str(error)[:120] or 'nested too deep'}")
-        return None
-    if not isinstance(document, dict):
-        faults.add_line(f"expected a JSON object, got {shown(document)}")
-        return None
-    return document
-
-
-def _unique_pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("an object has the same key twice")
-    return found
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is no number of JSON's")
 
 
 def _parse_proposal(value: object, faults: Faults, path: Path) -> Proposal | None:

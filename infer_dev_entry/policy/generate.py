@@ -125,7 +125,7 @@ class PolicyGenerator:
 def _prepare(
     count: int, sensory_state: object, workspace_contents: object, neurotransmitters: object
 ) -> tuple[Messages, Levels]:
-    faults = Faults("policy")
+    faults = Faults("cannot ask for policies")
     states = []
     for name, value in (("sensory_state", sensory_state), ("workspace_contents", workspace_contents)):
         states.append(copy_json(value, faults, (name,)))

@@ -80,7 +80,7 @@ def score_policies(policies: Sequence[Policy], internal_state: Mapping[str, obje
     Raises:
         PolicyInputError: a policy or the internal state cannot be used.
     """
-    faults = Faults("policy")
+    faults = Faults("cannot score")
     state = parse_internal_state(internal_state, faults)
     parsed = parse_policies(policies, state, faults)
     if faults.faults:
