@@ -131,3 +131,40 @@ class BrokenAnswerError(ClientError):
     """The answer cannot be used: an error of the server's own (5xx), no JSON, wrong types, cut off, or far too big."""
 
     exit_code = 45
+
+
+class PolicyInputError(EntryError):
+    """States, levels or policies cannot be used. Holds every fault found."""
+
+    exit_code = 46
+
+    def __init__(self, faults: tuple[str, ...]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class PolicyAnswerError(EntryError):
+    """The model's answer is no usable list of policies, also after the one repair.
+
+    `raw_text` is the last answer whole, `first_raw_text` the one before the repair; the message quotes a piece alone.
+    """
+
+    exit_code = 47
+
+    def __init__(self, message: str, *, faults: tuple[str, ...], raw_text: str, first_raw_text: str) -> None:
+        super().__init__(message)
+        self.faults = faults
+        self.raw_text = raw_text
+        self.first_raw_text = first_raw_text
+
+
+class NoPolicyError(EntryError):
+    """No policy has a finite expected free energy, so none can be chosen."""
+
+    exit_code = 48
+
+
+class PolicyExtraError(EntryError):
+    """What scoring or asking needs is not installed."""
+
+    exit_code = 49

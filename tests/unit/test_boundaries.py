@@ -17,6 +17,7 @@ DOCTOR = (
     *("rows", "wishes", "safetensors", "gguf", "found_model", "vram", "gpu_checks", "vram_checks", "model_checks"),
     *("environment_checks", "machine_checks", "fleet_checks"),
 )
+POLICY = ("model", "energy", "checked", "forms", "score", "strict_json", "answer", "prompt", "generate")
 PURE = (
     *("errors.py", "variables.py", "settings.py", "spec.py", "render.py", "fleet.py", "status.py"),
     *("phases.py", "progress.py", "startup.py", "gpu_wait.py", "redact.py"),
@@ -42,6 +43,7 @@ PURE = (
     "install/model.py",
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "config").rglob("*.py")),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "engines").glob("*.py")),
+    *(f"policy/{name}.py" for name in POLICY),
 )
 
 
