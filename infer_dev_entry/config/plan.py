@@ -10,13 +10,14 @@ from infer_dev_entry.config.checks import FleetChecker
 from infer_dev_entry.config.facts import Host
 from infer_dev_entry.config.faults import Faults
 from infer_dev_entry.config.gpus import GpuSet, Need, deal_gpus
-from infer_dev_entry.config.instances import Instance, read_instances, read_master
+from infer_dev_entry.config.instances import Instance, Master, read_instances, read_master
 from infer_dev_entry.config.order import order_instances
 from infer_dev_entry.config.parse import Document, clean_document, merge_overrides, parse_overrides, parse_toml
 from infer_dev_entry.config.ports import PortDealer, replica_port
 from infer_dev_entry.config.programs import Prepared, Preparer, ResolveOptions
 from infer_dev_entry.config.servers import ServerBuilder
 from infer_dev_entry.errors import ConfigError
+from infer_dev_entry.models.wish import ModelWish
 from infer_dev_entry.spec import Plan, ServerSpec
 
 
@@ -44,6 +45,25 @@ def resolve(text: str, *, source: str, options: ResolveOptions, host: Host) -> P
     return Plan(source=source, servers=servers, warnings=faults.warnings)
 
 
+def resolve_downloads(text: str, *, source: str, options: ResolveOptions, host: Host) -> tuple[ModelWish, ...]:
+    """Return the downloads that a config's enabled instances ask for; of `host` only `expand` matters.
+
+    Raises:
+        ConfigError: the config's text has faults; it holds every one found.
+    """
+    faults = Faults(source)
+    document = _read_document(text, options.overrides, faults)
+    wishes: tuple[ModelWish, ...] = ()
+    if document is not None and (master := read_master(document, faults)).enable:
+        preparer, instances = _preparer(document, master, options, host, faults)
+        for instance in instances:
+            preparer.prepare(instance)
+        wishes = preparer.wishes
+    if faults.faults:
+        raise ConfigError(faults.faults)
+    return wishes
+
+
 def _read_document(text: str, overrides_text: str, faults: Faults) -> Document | None:
     document = parse_toml(text, faults)
     overrides = parse_overrides(overrides_text, faults)
@@ -57,16 +77,27 @@ def _resolve_servers(document: Document, options: ResolveOptions, host: Host, fa
     if not master.enable:
         faults.warn(("master", "enable"), "is false, so nothing starts")
         return ()
-    instances = read_instances(document, faults)
+    checker = FleetChecker(host, faults)
+    preparer, instances = _preparer(document, master, options, host, faults, checker)
     if not instances:
         faults.warn(("instance",), "no instance is enabled, so nothing starts")
         return ()
-    reader = ArgumentReader(_global_server(document), frozenset(i.profile.name for i in instances), host, faults)
-    checker = FleetChecker(host, faults)
-    preparer = Preparer(master, options, host, reader, checker, faults)
     prepared = [preparer.prepare(instance) for instance in instances]
     seats = _seats(prepared, host, faults)
     return _build(seats, instances, checker, options, faults)
+
+
+def _preparer(
+    document: Document,
+    master: Master,
+    options: ResolveOptions,
+    host: Host,
+    faults: Faults,
+    checker: FleetChecker | None = None,
+) -> tuple[Preparer, tuple[Instance, ...]]:
+    instances = read_instances(document, faults)
+    reader = ArgumentReader(_global_server(document), frozenset(i.profile.name for i in instances), host, faults)
+    return Preparer(master, options, host, reader, checker or FleetChecker(host, faults), faults), instances
 
 
 def _global_server(document: Document) -> Mapping[str, object]:
