@@ -168,3 +168,15 @@ class PolicyExtraError(EntryError):
     """What scoring or asking needs is not installed."""
 
     exit_code = 49
+
+
+class ModelError(EntryError):
+    """A model cannot be downloaded: not found, not allowed, offline, no space, or other bytes than the hub lists."""
+
+    exit_code = 23
+
+
+class ModelFilesError(EntryError):
+    """A model's directory is not what its record says, or holds what infer-dev did not put there."""
+
+    exit_code = 24

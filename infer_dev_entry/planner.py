@@ -60,6 +60,7 @@ def resolve_options(settings: Settings, environ: Mapping[str, str], *, run_dir: 
         run_dir=run_dir,
         tmp_dir=instance_tmp_dir(environ, fleet_id),
         model_download=settings.model_download_on_boot,
+        model_source=settings.model_source,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from infer_dev_entry.variables import (
     DEFAULT_HELPER_DIR,
+    DEFAULT_MODELS_DIR,
     DEFAULT_PROJECT_DIR,
     DEFAULT_RUN_DIR,
     FALSE_WORDS,
@@ -20,6 +21,7 @@ from infer_dev_entry.variables import (
 
 __all__ = [
     "DEFAULT_HELPER_DIR",
+    "DEFAULT_MODELS_DIR",
     "DEFAULT_PROJECT_DIR",
     "DEFAULT_RUN_DIR",
     "FALSE_WORDS",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 PREFIX = "AUTO_INFER_SGLANG_"
 DEFAULT_PROJECT_DIR = "/hard/volume/workspace/sglang-pixi-offline"
+DEFAULT_MODELS_DIR = "/hard/volume/workspace/llm-models"
 DEFAULT_RUN_DIR = "/run/infer-dev"
 DEFAULT_HELPER_DIR = "/soft/app/sglang"
 

@@ -44,7 +44,6 @@ def render_reference() -> str:
             f"| `{name}` | {f'`{default}`' if default else '–'} | {meaning} |\n"
             for name, (default, meaning) in VARIABLES.items()
         ),
-        "Not in this version, and refused with a message when its gate is on: the model download (`…_MODEL_*`).\n",
         "## TOML keys\n",
         "The contract in prose: [def-sglang-config-toml.md](def-sglang-config-toml.md). `[instance.<n>.server]` takes "
         "the engine's own arguments, `[instance.<n>.env]` any variables, `[instance.<n>.yaml]` SGLang's native "

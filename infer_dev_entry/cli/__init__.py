@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "entry": ("infer_dev_entry.cli.entry", "run as the container's entrypoint: boot, supervise, drain"),
     "install": ("infer_dev_entry.cli.install", "install the bundle into the workspace, or roll back"),
     "bundle": ("infer_dev_entry.cli.bundle", "build, inspect or verify an offline bundle"),
+    "model": ("infer_dev_entry.cli.model", "download models, list them, check their files"),
     "serve": ("infer_dev_entry.cli.serve", "start a fleet from a TOML, or update the running one"),
     "status": ("infer_dev_entry.cli.status", "show every server's state, reason and mend"),
     "logs": ("infer_dev_entry.cli.logs", "print or follow a server's log"),

@@ -66,6 +66,7 @@ def _update(config: str, environ: Mapping[str, str]) -> None:
 
     planning = ask(environ, {"op": "status"})["planning"]
     seen = {name: value for name, value in environ.items() if name not in ("PATH", "TMPDIR")}
+    seen[PREFIX + "MODEL_DOWNLOAD_ON_BOOT"] = "0"  # nobody downloads now: a model that is not there is a fault
     seen |= {name: planning[name] for name in ("PATH", "TMPDIR") if name in planning}
     plan = make_plan(seen, config, run_dir=planning["run_dir"], fleet_id=planning["fleet_id"])
     for warning in plan.warnings:
@@ -84,7 +85,7 @@ def _start(config: str, environ: Mapping[str, str]) -> None:
     """
     from infer_dev_entry.planner import make_plan
 
-    plan = make_plan(environ, config)
+    plan = make_plan(dict(environ) | {PREFIX + "MODEL_DOWNLOAD_ON_BOOT": "0"}, config)
     run_dir = default_run_dir(environ)
     child_environ = dict(environ) | {
         PREFIX + "ON_BOOT": "1",

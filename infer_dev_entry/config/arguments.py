@@ -64,13 +64,22 @@ class ArgumentReader:
         self._secrets = SecretReader(host, faults)
         self._below: dict[str, tuple[Setting, ...]] = {}
 
-    def read(self, instance: Instance, flags: Flags) -> Arguments:
-        """Read one instance's arguments; every fault in them is recorded."""
+    def read(self, instance: Instance, flags: Flags, download_dir: str = "") -> Arguments:
+        """Read one instance's arguments; every fault in them is recorded.
+
+        `download_dir` is what SGLang serves when nothing names a model: where its download goes.
+        """
         settings = merge_settings(self._global_settings(flags), self._own_settings(instance, flags))
         secret = flags.profile.secret_flags
         settings = tuple(item if item.name in secret else self._expanded(item) for item in settings)
         extra_args, secrets = self._extra_args(instance, flags.profile)
         private = self._private(instance, flags, settings, secrets)
+        raw = {setting.name: setting.value for setting in settings}
+        if download_dir and flags.profile.name == "sglang" and not _has_model(flags, private, extra_args, raw):
+            settings = (
+                Setting(name="model-path", value=download_dir, path=(*instance.path, "model", "repo_id")),
+                *settings,
+            )
         shown_settings = [setting for setting in settings if setting.name not in secret]
         words = {setting.name: render_setting(setting, flags, self._faults) for setting in shown_settings}
         values = {setting.name: setting.value for setting in settings}
@@ -190,7 +199,7 @@ class ArgumentReader:
             replicas_at=instance.origin("replicas"),
             data_workers=arguments.data_workers,
         )
-        if not _has_model(flags, arguments, values):
+        if not _has_model(flags, arguments.private, arguments.extra_args, values):
             self._faults.add((*instance.path, "server"), *_missing_model(flags.profile))
         for name, why in flags.profile.refused_environment.items():
             variable, _, refused = name.partition("=")
@@ -217,12 +226,14 @@ def sglang_flags(catalogue: Catalogue, *, installed: bool = False) -> Flags:
     )
 
 
-def _has_model(flags: Flags, arguments: Arguments, values: Mapping[str, object]) -> bool:
+def _has_model(
+    flags: Flags, private: Mapping[str, object], extra_args: Sequence[str], values: Mapping[str, object]
+) -> bool:
     names = ("model", "model-package") if flags.profile.name == "llama_cpp" else ("model-path",)
-    if any(values.get(name) or arguments.private.get(name) for name in names):
+    if any(values.get(name) or private.get(name) for name in names):
         return True
     # `--config` may hold the model, and raw words may; both are the user's own to get right.
-    raw = {word.partition("=")[0] for word in arguments.extra_args}
+    raw = {word.partition("=")[0] for word in extra_args}
     anywhere = {"--config", "--model-path", "--model", "-m", "-hf", "--hf-repo", "--model-url"}
     return "config" in values or bool(raw & anywhere) or (flags.any_name and "hf-repo" in values)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
+from infer_dev_entry.config.downloads import is_path
 from infer_dev_entry.config.facts import Host
 from infer_dev_entry.config.faults import Faults, Path, shown
 from infer_dev_entry.config.instances import Instance
 from infer_dev_entry.render import path_problem
 
+DOWNLOAD_GATE = "AUTO_INFER_SGLANG_MODEL_DOWNLOAD_ON_BOOT"
 _WILDCARDS = ("", "0.0.0.0", "::", "[::]")
 
 
@@ -57,15 +59,16 @@ class FleetChecker:
 
     def check_model(self, instance: Instance, model: str, path: Path, *, downloads: bool) -> None:
         """Report a model path that is not there; a bare `org/name` is left to the server to fetch."""
-        is_path = model.startswith(("/", "./", "../", "~"))
         if instance.profile.name == "llama_cpp" and model and not model.startswith(("/", "~")):
             self._faults.add(path, f"{shown(model)} is not an absolute path", "write the whole path of the GGUF file")
             return
-        if not is_path or (downloads and instance.has_model):
+        if not is_path(model) or (downloads and instance.model):
             return
         problem = self._fact("model", model, self._host.model_problem)
         if problem:
             mend = "correct the path, or mount the models there"
+            if instance.model:
+                mend = f"download it: infer-dev model pull {instance.name}, or set {DOWNLOAD_GATE}=1"
             self._faults.add(path, f"cannot read {shown(model)}: {problem}", mend)
 
     def check_package(self, name: str, path: Path, mend: str) -> None:

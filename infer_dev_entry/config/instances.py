@@ -79,7 +79,7 @@ class Instance:
     yaml: Document
     probe: ProbeSpec
     restart: RestartSpec
-    has_model: bool
+    model: Mapping[str, Value]  # the valid keys of the model table
 
     @property
     def path(self) -> Path:
@@ -174,7 +174,7 @@ def _merge_instance(
         yaml=yaml,
         probe=probe,
         restart=restart,
-        has_model=bool(model),
+        model=model,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from infer_dev_entry.engines import ENGINE_NAMES, GATEWAY_NAMES
+from infer_dev_entry.models.wish import SOURCES
 
 Value = str | int | float | bool | tuple[str, ...] | None
 
@@ -191,8 +192,32 @@ RESTART = (
 
 MODEL = (
     Key(name="repo_id", kind="str", default_text="none", text="repository of the optional download, `org/name`"),
-    Key(name="revision", kind="str", default_text="none", text="branch, tag or commit of that repository"),
-    Key(name="local_dir", kind="path", default_text="none", text="directory the download goes to"),
+    Key(
+        name="source",
+        kind="choice",
+        choices=SOURCES,
+        default_text="`AUTO_INFER_SGLANG_MODEL_SOURCE`",
+        text="hub of that repository: `huggingface` or `modelscope`",
+    ),
+    Key(
+        name="revision",
+        kind="str",
+        default_text="the default branch",
+        text="branch, tag or commit of that repository; only a commit stays the same for ever",
+    ),
+    Key(
+        name="local_dir",
+        kind="path",
+        default_text="the server's `model_path` (`llama_cpp`: the directory of `model`)",
+        text="directory the download goes to; the server's model is it, or lies in it",
+    ),
+    Key(
+        name="allow_patterns",
+        kind="names",
+        default_text="all files (a `.gguf`: that file)",
+        text='files to download, such as `["*.safetensors", "*.json"]`; `*` also matches `/`',
+    ),
+    Key(name="ignore_patterns", kind="names", default=(), text='files to leave out, such as `["original/*"]`'),
 )
 
 SERVER = (

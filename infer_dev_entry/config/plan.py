@@ -11,7 +11,7 @@ from infer_dev_entry.config.facts import Host
 from infer_dev_entry.config.faults import Faults
 from infer_dev_entry.config.gateway import Backends, GatewayBuilder, read_gateway
 from infer_dev_entry.config.gpus import GpuSet, Need, deal_gpus
-from infer_dev_entry.config.instances import Instance, read_instances, read_master
+from infer_dev_entry.config.instances import Instance, Master, read_instances, read_master
 from infer_dev_entry.config.interpolate import interpolate_document
 from infer_dev_entry.config.order import order_instances
 from infer_dev_entry.config.parse import Document, clean_document, merge_overrides, parse_overrides, parse_toml
@@ -19,6 +19,7 @@ from infer_dev_entry.config.ports import PortDealer, replica_port
 from infer_dev_entry.config.programs import Prepared, Preparer, ResolveOptions
 from infer_dev_entry.config.servers import ServerBuilder
 from infer_dev_entry.errors import ConfigError
+from infer_dev_entry.models.wish import ModelWish
 from infer_dev_entry.spec import Plan, ServerSpec
 
 
@@ -55,6 +56,25 @@ def _warn_of_secrets(servers: Sequence[ServerSpec], faults: Faults) -> None:
             faults.warn(path, "may be a secret, and every user of the machine can read a command line", mend)
 
 
+def resolve_downloads(text: str, *, source: str, options: ResolveOptions, host: Host) -> tuple[ModelWish, ...]:
+    """Return the downloads that a config's enabled instances ask for; of `host` only `expand` matters.
+
+    Raises:
+        ConfigError: the config's text has faults; it holds every one found.
+    """
+    faults = Faults(source)
+    document = _read_document(text, options.overrides, host, faults)
+    wishes: tuple[ModelWish, ...] = ()
+    if document is not None and (master := read_master(document, faults)).enable:
+        preparer, instances = _preparer(document, master, options, host, faults)
+        for instance in instances:
+            preparer.prepare(instance)
+        wishes = preparer.wishes
+    if faults.faults:
+        raise ConfigError(faults.faults)
+    return wishes
+
+
 def _read_document(text: str, overrides_text: str, host: Host, faults: Faults) -> Document | None:
     document = parse_toml(text, faults)
     overrides = parse_overrides(overrides_text, faults)
@@ -70,13 +90,11 @@ def _resolve_servers(document: Document, options: ResolveOptions, host: Host, fa
     if not master.enable:
         faults.warn(("master", "enable"), "is false, so nothing starts")
         return ()
-    instances = read_instances(document, faults)
+    checker = FleetChecker(host, faults)
+    preparer, instances = _preparer(document, master, options, host, faults, checker)
     if not instances:
         faults.warn(("instance",), "no instance is enabled, so nothing starts")
         return ()
-    reader = ArgumentReader(_global_server(document), frozenset(i.profile.name for i in instances), host, faults)
-    checker = FleetChecker(host, faults)
-    preparer = Preparer(master, options, host, reader, checker, faults)
     prepared = [preparer.prepare(instance) for instance in instances]
     seats = _seats(prepared, host, faults)
     dealer = PortDealer({*_given_ports(seats), gateway.port if gateway else 0})
@@ -87,6 +105,19 @@ def _resolve_servers(document: Document, options: ResolveOptions, host: Host, fa
     backends = Backends(servers=built, models={item.instance.name: item.arguments.model for item in prepared})
     builder = GatewayBuilder(options, host, dealer, checker, faults)
     return (*servers, *builder.build(gateway, backends))
+
+
+def _preparer(
+    document: Document,
+    master: Master,
+    options: ResolveOptions,
+    host: Host,
+    faults: Faults,
+    checker: FleetChecker | None = None,
+) -> tuple[Preparer, tuple[Instance, ...]]:
+    instances = read_instances(document, faults)
+    reader = ArgumentReader(_global_server(document), frozenset(i.profile.name for i in instances), host, faults)
+    return Preparer(master, options, host, reader, checker or FleetChecker(host, faults), faults), instances
 
 
 def _global_server(document: Document) -> Mapping[str, object]:

@@ -8,11 +8,14 @@ from pathlib import PurePosixPath
 from infer_dev_entry.config.arguments import ArgumentReader, Arguments, packaged_flags, sglang_flags
 from infer_dev_entry.config.catalogue import Catalogue
 from infer_dev_entry.config.checks import FleetChecker
+from infer_dev_entry.config.downloads import DownloadReader
 from infer_dev_entry.config.facts import Host
 from infer_dev_entry.config.faults import Faults, Path
 from infer_dev_entry.config.flags import Flags
 from infer_dev_entry.config.installed import installed_catalogue
 from infer_dev_entry.config.instances import Instance, Master
+from infer_dev_entry.models.wish import ModelWish
+from infer_dev_entry.settings import DEFAULT_MODELS_DIR
 
 LLAMA_PACKAGE = "xllamacpp"
 LLAMA_MEND = (
@@ -26,7 +29,8 @@ class ResolveOptions:
 
     `python` is `AUTO_INFER_SGLANG_PYTHON`; `engine_python` is infer-dev's own interpreter, which runs engine llama_cpp
     when the installed environment has no llama.cpp; `engine_launcher` is a file that other interpreters run it by.
-    A server's temporary directory is `<tmp_dir>/<name>`; its private files are in `<run_dir>/config`.
+    A server's temporary directory is `<tmp_dir>/<name>`; its private files are in `<run_dir>/config`. With
+    `model_download` a model that has a download need not be there yet.
     """
 
     overrides: str = ""
@@ -37,6 +41,8 @@ class ResolveOptions:
     run_dir: str
     tmp_dir: str
     model_download: bool = False
+    model_source: str = "huggingface"
+    models_dir: str = DEFAULT_MODELS_DIR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +94,12 @@ class Preparer:
         self._checker = checker
         self._faults = faults
         self._catalogues: dict[str, Catalogue | None] = {}
+        self._downloads = DownloadReader(host, options.models_dir, options.model_source, faults)
+
+    @property
+    def wishes(self) -> tuple[ModelWish, ...]:
+        """The downloads that the instances prepared so far ask for."""
+        return self._downloads.wishes
 
     def prepare(self, instance: Instance) -> Prepared:
         """Work out and check the program, the arguments and the log file of an instance."""
@@ -95,13 +107,14 @@ class Preparer:
         binary = self._binary(instance)
         interpreter, given_at = self._interpreter(instance)
         flags = self._flags(instance, interpreter, any_name=bool(binary))
-        arguments = self._reader.read(instance, flags)
+        arguments = self._reader.read(instance, flags, self._downloads.directory_of(instance))
         if binary:
             self._checker.check_program(binary, instance.origin("binary"), "give the path of a llama-server")
         else:
             self._checker.check_program(interpreter, given_at, self._interpreter_mend(instance))
             self._check_packages(instance, arguments, interpreter)
         model_path = arguments.origin(flags.profile.model_flag, instance)
+        self._downloads.read(instance, arguments.model, model_path)
         downloads = self._options.model_download
         self._checker.check_model(instance, arguments.model, model_path, downloads=downloads)
         log_dir = self._host.expand(instance.control.log_dir)

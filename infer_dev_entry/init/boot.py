@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterable, Mapping
 
 from infer_dev_entry import fleet as f
-from infer_dev_entry.errors import BundleError, ConfigError, EntryError, InstallError, SettingsError
+from infer_dev_entry.errors import BundleError, ConfigError, EntryError, InstallError, ModelError, SettingsError
 from infer_dev_entry.init.act import Actor
 from infer_dev_entry.init.control import serve_control
 from infer_dev_entry.init.loop import FleetLoop
@@ -131,6 +131,7 @@ class _Entry:
             self._stopping.set()
         else:
             by_hand = "infer-dev install, then " if isinstance(error, (BundleError, InstallError)) else ""
+            by_hand = "infer-dev model pull, then " if isinstance(error, ModelError) else by_hand
             mend = f"mend the cause, then: {by_hand}infer-dev serve CONFIG.toml; or restart the container"
             self._log.warning("boot.staying", mend=mend)
 
@@ -182,12 +183,15 @@ class _Entry:
 
     async def _run_stages(self) -> None:
         stages = Stages(self._settings, self._environ, self._run_dir, self._reaper)
-        stages.check_gates()
         if self._settings.bundle_on_boot:
             self._requests.stage = "installing"
             installed = await stages.install()
             event = "bundle.installed" if installed.was_installed else "bundle.unchanged"
             self._log.info(event, env=installed.link, backend=installed.backend, sha256=installed.bundle_sha256)
+        if self._settings.model_download_on_boot:
+            self._requests.stage = "downloading"
+            for model in await stages.download():
+                self._log.info(f"model.{model.pop('how')}", **model)
         if self._settings.on_boot:
             self._requests.stage = "planning"
             plan = await stages.make_plan()

@@ -1,4 +1,4 @@
-"""The boot stages that run as children of PID 1, bounded in time: installing the bundle, reading the config."""
+"""The boot stages that run as children of PID 1, bounded in time: install, model download, reading the config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from infer_dev_entry.errors import ConfigError, EntryError, SettingsError
+from infer_dev_entry.errors import ConfigError, EntryError, ModelError, SettingsError
 from infer_dev_entry.init.reaper import Reaper, describe_end
 from infer_dev_entry.init.spawn import signal_group, spawn_helper
 from infer_dev_entry.install.marker import make_request, read_fast
@@ -23,6 +23,8 @@ from infer_dev_entry.spec import Plan, parse_plan
 PLAN_TIMEOUT_S = 60.0
 # Gigabytes onto a slow network volume, behind another container's install of the same: hours, but not for ever.
 INSTALL_TIMEOUT_S = 6 * 3600.0
+# Hundreds of gigabytes over a slow line.
+DOWNLOAD_TIMEOUT_S = 24 * 3600.0
 # A child of a boot stage that is told to stop gets this long before SIGKILL.
 STAGE_STOP_S = 1.5
 
@@ -35,18 +37,6 @@ class Stages:
         self._environ = dict(environ) | {"INFER_DEV_RUN_DIR": run_dir}
         self._run_dir = run_dir
         self._reaper = reaper
-
-    def check_gates(self) -> None:
-        """Refuse gates whose stage does not exist.
-
-        Raises:
-            SettingsError: such a gate is on.
-        """
-        if self._settings.model_download_on_boot:
-            raise SettingsError(
-                "cannot download models: this version has no downloader yet; "
-                "unset AUTO_INFER_SGLANG_MODEL_DOWNLOAD_ON_BOOT"
-            )
 
     async def install(self) -> InstalledEnv:
         """Return the bundle's environment: at once when the marker proves it, else installed by a child.
@@ -66,6 +56,25 @@ class Stages:
             "infer_dev_entry.install.child", "install.json", INSTALL_TIMEOUT_S, "install the bundle"
         )
         return parse_answer(answer)
+
+    async def download(self) -> tuple[dict[str, Any], ...]:
+        """Have a child download the models that the config wishes; return what became of each.
+
+        Raises:
+            EntryError: no config is named, or what the child found, with its exit code.
+        """
+        if not self._settings.config:
+            raise SettingsError(
+                "cannot download models at boot: AUTO_INFER_SGLANG_MODEL_DOWNLOAD_ON_BOOT=1 needs "
+                "AUTO_INFER_SGLANG_CONFIG; set it to a TOML file"
+            )
+        answer = await self._ask_child(
+            "infer_dev_entry.models.child", "models.json", DOWNLOAD_TIMEOUT_S, "download the models"
+        )
+        if "models" not in answer:
+            error = _rebuild_error(answer)
+            raise error if isinstance(error, ConfigError | SettingsError) else _with_code(ModelError(str(error)), error)
+        return tuple(answer["models"])
 
     async def make_plan(self) -> Plan:
         """Have a child read and check the config.
@@ -123,7 +132,16 @@ class Stages:
 
 
 def _rebuild_error(answer: Mapping[str, Any]) -> EntryError:
-    faults = tuple(str(fault) for fault in answer.get("faults", ())) or ("cannot read the config: no reason given",)
+    faults = tuple(str(fault) for fault in answer.get("faults", ())) or ("cannot boot: no reason given",)
     if answer.get("exit_code") == ConfigError.exit_code:
         return ConfigError(faults)
-    return SettingsError("; ".join(faults))
+    if answer.get("exit_code", SettingsError.exit_code) == SettingsError.exit_code:
+        return SettingsError("; ".join(faults))
+    error = EntryError("; ".join(faults))
+    error.exit_code = int(answer["exit_code"])
+    return error
+
+
+def _with_code(error: EntryError, of: EntryError) -> EntryError:
+    error.exit_code = of.exit_code
+    return error

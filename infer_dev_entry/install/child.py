@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from infer_dev_entry.errors import EntryError, InstallError
-from infer_dev_entry.init.owner import find_owner
+from infer_dev_entry.init.owner import Owner, find_owner
 from infer_dev_entry.install.marker import make_request
 from infer_dev_entry.install.progress import make_progress
 from infer_dev_entry.log import configure_log, get_log
@@ -111,9 +111,15 @@ def become_user(settings: Settings, environ: Mapping[str, str]) -> dict[str, str
         InstallError: the project directory cannot be made.
     """
     owner = find_owner(settings)
+    if owner is not None:
+        make_owned_dir(os.path.abspath(settings.project_dir), owner, "AUTO_INFER_SGLANG_PIXI_PROJECT_DIR")
+    return become_owner(owner, environ)
+
+
+def become_owner(owner: Owner | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """Become that user for good, if it is given, and return its environment."""
     if owner is None:
         return dict(environ)
-    _make_project_dir(os.path.abspath(settings.project_dir), owner.uid, owner.gid)
     os.initgroups(owner.name, owner.gid)
     os.setgid(owner.gid)
     os.setuid(owner.uid)
@@ -121,8 +127,12 @@ def become_user(settings: Settings, environ: Mapping[str, str]) -> dict[str, str
     return dict(environ) | dict(owner.home_environment)
 
 
-def _make_project_dir(path: str, uid: int, gid: int) -> None:
-    """Make the directory and what is missing above it, all owned by the user."""
+def make_owned_dir(path: str, owner: Owner, setting: str) -> None:
+    """Make a directory and what is missing above it, all owned by the user; `setting` is what names another one.
+
+    Raises:
+        InstallError: it cannot be made.
+    """
     missing = []
     while not os.path.lexists(path):
         missing.append(path)
@@ -130,13 +140,12 @@ def _make_project_dir(path: str, uid: int, gid: int) -> None:
     for folder in reversed(missing):
         try:
             os.mkdir(folder, 0o755)
-            os.chown(folder, uid, gid, follow_symlinks=False)
+            os.chown(folder, owner.uid, owner.gid, follow_symlinks=False)
         except FileExistsError:
             continue
         except OSError as error:
             raise InstallError(
-                f"cannot make {folder}: {error.strerror}; mount a writable workspace, or set "
-                "AUTO_INFER_SGLANG_PIXI_PROJECT_DIR"
+                f"cannot make {folder}: {error.strerror}; mount a writable workspace, or set {setting}"
             ) from error
 
 

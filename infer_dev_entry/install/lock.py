@@ -40,7 +40,7 @@ def install_lock(project_dir: str, progress: Progress, *, timeout_s: float = LOC
     handle = _open(project_dir)
     try:
         _wait(handle, project_dir, progress, timeout_s)
-        _sign(handle)
+        sign_lock(handle)
         yield
     finally:
         os.close(handle)
@@ -69,13 +69,13 @@ def _wait(handle: int, project_dir: str, progress: Progress, timeout_s: float) -
         now = time.monotonic()
         if now - began > timeout_s:
             raise InstallError(
-                f"cannot lock project directory {project_dir}: {_holder(handle)} has held it for over {timeout_s:g} s; "
-                "end that install, or use another AUTO_INFER_SGLANG_PIXI_PROJECT_DIR"
+                f"cannot lock project directory {project_dir}: {lock_holder(handle)} has held it for over "
+                f"{timeout_s:g} s; end that install, or use another AUTO_INFER_SGLANG_PIXI_PROJECT_DIR"
             )
         if now - noted >= _NOTE_S:
             noted = now
             progress.note(
-                f"waiting for another install of {project_dir}: {_holder(handle)} ({now - began:.0f} s so far)"
+                f"waiting for another install of {project_dir}: {lock_holder(handle)} ({now - began:.0f} s so far)"
             )
         time.sleep(_POLL_S)
 
@@ -92,7 +92,7 @@ def _try(handle: int, project_dir: str) -> bool:
     return True
 
 
-def _sign(handle: int) -> None:
+def sign_lock(handle: int) -> None:
     """Write who we are for those who wait; pids repeat between containers, so the host's name is there too."""
     text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since_unix": int(time.time())})
     with contextlib.suppress(OSError):  # a lock file of another user can be locked but not written
@@ -100,7 +100,8 @@ def _sign(handle: int) -> None:
         os.pwrite(handle, text.encode(), 0)
 
 
-def _holder(handle: int) -> str:
+def lock_holder(handle: int) -> str:
+    """Return who signed the lock file, for a message."""
     try:
         data = json.loads(os.pread(handle, 1024, 0))
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(int(data["since_unix"])))

@@ -200,7 +200,7 @@ class Store:
             InstallError: the filesystem refused.
         """
         with _explained(f"cannot move {self.prefix(name)} back to {self.link}"):
-            if _exchange(self.prefix(name), self.link):
+            if exchange_paths(self.prefix(name), self.link):
                 os.unlink(self.prefix(name))
             else:
                 os.unlink(self.link)
@@ -210,7 +210,7 @@ class Store:
     def _exchange(self, aside: str, *, link_to: str) -> None:
         """Put a link at `aside` and swap the two; where the filesystem cannot swap, two renames leave a short gap."""
         os.symlink(link_to, aside)
-        if _exchange(aside, self.link):
+        if exchange_paths(aside, self.link):
             return
         temporary = f"{self.staging_dir}/link-{os.urandom(6).hex()}"
         os.rename(aside, temporary)
@@ -230,7 +230,7 @@ def _is_whole(entry: os.DirEntry[str]) -> bool:
     return entry.name.startswith(f"{LEGACY}-") or os.path.isfile(f"{entry.path}/{COMPLETE_NAME}")
 
 
-def _exchange(one: str, other: str) -> bool:
+def exchange_paths(one: str, other: str) -> bool:
     """Swap two paths in one step (renameat2(2)); False when kernel, libc or filesystem cannot."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):

@@ -41,6 +41,7 @@ PURE = (
         )
     ),
     "install/model.py",
+    *(f"models/{name}.py" for name in ("wish", "listing", "record", "hub", "retry")),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "config").rglob("*.py")),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "engines").glob("*.py")),
     *(f"policy/{name}.py" for name in POLICY),

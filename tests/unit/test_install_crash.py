@@ -82,10 +82,10 @@ class Bomb:
         for name in CHANGES:
             monkeypatch.setattr(os, name, self._wrapped(getattr(os, name)))
         monkeypatch.setattr(shutil, "rmtree", self._wrapped(shutil.rmtree))
-        exchange = run_module.Store.__module__ + "._exchange"
+        exchange = run_module.Store.__module__ + ".exchange_paths"
         import infer_dev_entry.install.store as store
 
-        monkeypatch.setattr(exchange, self._wrapped(store._exchange))
+        monkeypatch.setattr(exchange, self._wrapped(store.exchange_paths))
 
     def _wrapped(self, change: Callable[..., Any]) -> Callable[..., Any]:
         def changed(*args: Any, **kwargs: Any) -> Any:

@@ -44,7 +44,7 @@ def test_flip_over_a_real_env_moves_it_aside_and_back(
     store: Store, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
 ) -> None:
     if not can_exchange:
-        monkeypatch.setattr(store_module, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(store_module, "exchange_paths", lambda one, other: False)
     make_env(Path(store.link), "legacy")
     add_env(store, "a")
     store.flip("a", aside="legacy-123")

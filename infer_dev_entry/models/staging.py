@@ -1,0 +1,194 @@
+"""The staging directory: which files are in it whole, which are begun, and what may be taken from the model before."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Iterable, Mapping
+
+from infer_dev_entry.install.records import sync_dir
+from infer_dev_entry.models.content import lies_as_kept
+from infer_dev_entry.models.listing import RemoteFile
+from infer_dev_entry.models.place import JOURNAL_NAME, Place, explained, read_record
+from infer_dev_entry.models.record import KeptFile, ModelRecord
+from infer_dev_entry.models.wish import MARKER_NAME
+
+PARTS_NAME = ".infer-dev-parts"
+_MAX_JOURNAL_BYTES = 64 * 1024 * 1024
+
+
+class Staging:
+    """One staging directory, with the lock held. Methods that several threads call say so."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._folder = place.staging
+        self._kept: dict[str, KeptFile] = {}
+        self._writing = threading.Lock()
+
+    def part(self, file: RemoteFile) -> str:
+        """Return the path of a file that is not whole yet; its name holds for that content alone."""
+        key = f"{file.path}\0{file.size}\0{file.algorithm}\0{file.digest}"
+        return f"{self._folder}/{PARTS_NAME}/{hashlib.sha256(key.encode()).hexdigest()[:40]}"
+
+    def open(self, files: Iterable[RemoteFile], before: ModelRecord | None) -> tuple[RemoteFile, ...]:
+        """Keep what earlier runs left of these files, link what the model before has of them, and return what lacks.
+
+        Everything else in the directory is deleted.
+
+        Raises:
+            ModelError: the filesystem refuses.
+        """
+        with explained(f"cannot use {self._folder}"):
+            known = self._known()
+            os.makedirs(f"{self._folder}/{PARTS_NAME}", exist_ok=True)
+            wanted = {file.path: file for file in files}
+            self._kept = {path: kept for path, kept in known.items() if wanted.get(path) == kept.remote}
+            self._write_journal()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self._folder}/{MARKER_NAME}")
+            self._clear(wanted)
+            lacking = [file for path, file in wanted.items() if path not in self._kept]
+            if before is not None:
+                lacking = [file for file in lacking if not self._take_over(file, before)]
+            self._write_journal()
+        return tuple(lacking)
+
+    def begun_bytes(self, files: Iterable[RemoteFile]) -> int:
+        """Return how much of these files is in parts of earlier runs."""
+        total = 0
+        for file in files:
+            with contextlib.suppress(OSError):
+                size = os.lstat(self.part(file)).st_size
+                total += size if file.digest and size <= file.size else 0
+        return total
+
+    def settle(self, file: RemoteFile, mtime_ns: int) -> None:
+        """Move a part whose digest is right to its name, and note it. Called by several threads.
+
+        Raises:
+            OSError: the filesystem refuses.
+        """
+        final = f"{self._folder}/{file.path}"
+        os.makedirs(os.path.dirname(final), exist_ok=True)
+        kept = KeptFile(remote=file, mtime_ns=mtime_ns)
+        with self._writing:
+            self._kept[file.path] = kept
+            with open(f"{self._folder}/{JOURNAL_NAME}", "a", encoding="utf-8") as journal:
+                journal.write(_render_line(kept))
+        os.replace(self.part(file), final)  # after its line, which says nothing while the file is not there
+
+    def close(self) -> tuple[KeptFile, ...]:
+        """Remove the parts, have all names on the disk, and return what is there.
+
+        Raises:
+            ModelError: the filesystem refuses.
+        """
+        with explained(f"cannot finish {self._folder}"):
+            shutil.rmtree(f"{self._folder}/{PARTS_NAME}")
+            for folder, _, _ in os.walk(self._folder):
+                sync_dir(folder)
+        return tuple(self._kept[path] for path in sorted(self._kept))
+
+    def forget(self) -> None:
+        """Remove the journal, once the record has taken its place.
+
+        Raises:
+            ModelError: the filesystem refuses.
+        """
+        with explained(f"cannot finish {self._folder}"):
+            os.unlink(f"{self._folder}/{JOURNAL_NAME}")
+
+    def _known(self) -> Mapping[str, KeptFile]:
+        """What the journal says, or the record of a run that was killed with all files there, and is still so."""
+        record = read_record(self._folder)
+        found = {kept.remote.path: kept for kept in record.files} if record is not None else {}
+        for kept in _read_journal(f"{self._folder}/{JOURNAL_NAME}"):
+            found[kept.remote.path] = kept
+        return {path: kept for path, kept in found.items() if lies_as_kept(self._folder, kept)}
+
+    def _clear(self, wanted: Mapping[str, RemoteFile]) -> None:
+        """Delete all but the kept files and the parts of wanted ones; a link or device goes as well.
+
+        A wanted file that no journal speaks of (that was lost with the power) becomes a part again, to be proved.
+        """
+        parts = {os.path.basename(self.part(file)) for file in wanted.values()}
+        for folder, names, files in os.walk(self._folder, topdown=False):
+            within = os.path.relpath(folder, self._folder)
+            for name in files:
+                path = os.path.normpath(f"{within}/{name}")
+                if path in self._kept or path == JOURNAL_NAME or (within == PARTS_NAME and name in parts):
+                    continue
+                if path in wanted and not os.path.islink(f"{folder}/{name}"):
+                    os.replace(f"{folder}/{name}", self.part(wanted[path]))
+                else:
+                    os.unlink(f"{folder}/{name}")
+            for name in names:
+                self._clear_folder(f"{folder}/{name}")
+
+    def _clear_folder(self, path: str) -> None:
+        if os.path.islink(path):
+            os.unlink(path)
+        elif path != f"{self._folder}/{PARTS_NAME}":
+            with contextlib.suppress(OSError):  # it is not empty
+                os.rmdir(path)
+
+    def _take_over(self, file: RemoteFile, before: ModelRecord) -> bool:
+        """Link a file of the same content out of the model that is in place; two names cost no space."""
+        alike = [
+            kept
+            for kept in before.files
+            if file.digest and (kept.remote.size, kept.remote.digest) == (file.size, file.digest)
+        ]
+        for kept in alike:
+            if not lies_as_kept(self._place.target, kept):
+                continue
+            final = f"{self._folder}/{file.path}"
+            try:
+                os.makedirs(os.path.dirname(final), exist_ok=True)
+                os.link(f"{self._place.target}/{kept.remote.path}", final)
+            except OSError:  # a filesystem without links
+                continue
+            self._kept[file.path] = KeptFile(remote=file, mtime_ns=kept.mtime_ns)
+            return True
+        return False
+
+    def _write_journal(self) -> None:
+        """Write it anew as a whole, so that a kill leaves the old one or the new one."""
+        path = f"{self._folder}/{JOURNAL_NAME}"
+        with open(f"{path}.new", "w", encoding="utf-8") as journal:
+            journal.writelines(_render_line(kept) for kept in self._kept.values())
+            journal.flush()
+            os.fsync(journal.fileno())
+        os.replace(f"{path}.new", path)
+
+
+def _render_line(kept: KeptFile) -> str:
+    remote = kept.remote
+    return json.dumps([remote.path, remote.size, remote.algorithm, remote.digest, kept.mtime_ns]) + "\n"
+
+
+def _read_journal(path: str) -> list[KeptFile]:
+    """Read the journal; a line that is cut off or no line of ours says nothing."""
+    found = []
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                return []
+            lines = file.read(_MAX_JOURNAL_BYTES).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            name, size, algorithm, digest, mtime_ns = json.loads(line)
+            remote = RemoteFile(path=str(name), size=int(size), algorithm=str(algorithm), digest=str(digest))
+            found.append(KeptFile(remote=remote, mtime_ns=int(mtime_ns)))
+        except (ValueError, TypeError, RecursionError):
+            continue
+    return found
