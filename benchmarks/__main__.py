@@ -14,7 +14,8 @@ from benchmarks.managers import is_unshare_allowed
 from benchmarks.tables import Table, render_table, table_data
 
 NAMES = (
-    *("gates_off", "container", "respawn", "spawn", "stop", "hang", "probe", "idle", "config256"),
+    *("gates_off", "container", "respawn", "sweep", "spawn", "stop", "hang", "probe", "idle", "config256"),
+    *("sglang_flags", "sglang"),
     *("install", "reboot", "shell_archive"),
 )
 

@@ -123,26 +123,34 @@ def run_ours(kind: str, count: int, tables: str = "", *, engine: str = "llama_cp
         ports = free_ports(count)
         config = directory / "fleet.toml"
         config.write_text(render_fleet(program, ports, directory, tables, engine), encoding="utf-8")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("AUTO_INFER_", "INFER_DEV_"))}
-        environ = kept | {
-            "AUTO_INFER_SGLANG_ON_BOOT": "1",
-            "AUTO_INFER_SGLANG_CONFIG": str(config),
-            "AUTO_INFER_SGLANG_ON_ERROR": "exit",
-            "AUTO_INFER_SGLANG_USER": pwd.getpwuid(os.geteuid()).pw_name,
-            "INFER_DEV_RUN_DIR": str(directory / "run"),
-            "INFER_DEV_LOG_FORMAT": "json",
-            "TMPDIR": str(directory),
-        }
-        events = Events()
-        reader, writer = os.pipe()
-        try:
-            space = Namespace(entry_argv(), environ=environ, stderr=writer)
-        finally:
-            os.close(writer)
-        listener = threading.Thread(target=events.read, args=(reader,), daemon=True)
-        listener.start()
-        with space:
+        with run_entry(directory, config) as (space, events):
             yield ManagedByUs(space=space, ports=ports, arrivals=arrivals, events=events)
+
+
+@contextmanager
+def run_entry(directory: Path, config: Path) -> Iterator[tuple[Namespace, Events]]:
+    """Run `infer-dev entry` with a TOML; all that it makes is in the directory."""
+    foreign = ("AUTO_INFER_", "INFER_DEV_", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environ = kept | {
+        "AUTO_INFER_SGLANG_ON_BOOT": "1",
+        "AUTO_INFER_SGLANG_CONFIG": str(config),
+        "AUTO_INFER_SGLANG_ON_ERROR": "exit",
+        "AUTO_INFER_SGLANG_USER": pwd.getpwuid(os.geteuid()).pw_name,
+        "INFER_DEV_RUN_DIR": str(directory / "run"),
+        "INFER_DEV_LOG_FORMAT": "json",
+        "TMPDIR": str(directory),
+    }
+    events = Events()
+    reader, writer = os.pipe()
+    try:
+        space = Namespace(entry_argv(), environ=environ, stderr=writer)
+    finally:
+        os.close(writer)
+    listener = threading.Thread(target=events.read, args=(reader,), daemon=True)
+    listener.start()
+    with space:
+        yield space, events
 
 
 @contextmanager

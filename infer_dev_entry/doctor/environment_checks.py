@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from infer_dev_entry.doctor.gpu_checks import GpuFacts
 from infer_dev_entry.doctor.rows import Row, fail, ok, skip, warn
 
-# The oldest driver that serves every minor version of a CUDA major (NVIDIA's table of CUDA compatibility).
+# The oldest driver that serves every minor version of a CUDA major: NVIDIA's "CUDA Compatibility" has 450.80.02, 525
+# and 580, the toolkit's release notes the first driver of each branch.
 OLDEST_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 _CUDNN_FLOOR = (9, 15)
 

@@ -12,9 +12,11 @@ SHM_FULL_BYTES = 16 * MIB
 SHM_TIGHT_BYTES = 256 * MIB
 SHM_TIGHT_SHARE = 0.05
 RANK_BYTES = 3 * GIB  # host memory of one SGLang rank, next to the page cache; about 2 GiB were seen on a CPU
-NOFILE = 65_535  # SGLang raises its own limit to this, as far as the hard limit lets it
-STACK_BYTES = 8 * MIB
-MEMLOCK_BYTES = 64 * MIB  # Docker's default of 64 KiB is far below, and pinned buffers of NCCL above
+# SGLang (set_ulimit in srt/utils/common.py) raises its own limits to these, as far as the hard limits let it.
+NOFILE = 65_535
+STACK_BYTES = 1024 * NOFILE
+# NVIDIA's images ask for memlock=-1, as NCCL pins its buffers. Docker's defaults, 64 KiB and 8 MiB, are below this.
+MEMLOCK_BYTES = 64 * MIB
 INODES = 1_000
 
 
@@ -37,7 +39,7 @@ class Limits:
 
     memlock_bytes: int | None
     nofile_hard: int | None
-    stack_bytes: int | None
+    stack_hard_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,7 @@ def parse_limits(text: str) -> Limits | None:
         return Limits(
             memlock_bytes=limit("Max locked memory", 0),
             nofile_hard=limit("Max open files", 1),
-            stack_bytes=limit("Max stack size", 0),
+            stack_hard_bytes=limit("Max stack size", 1),
         )
     except (KeyError, IndexError, ValueError):
         return None
@@ -104,13 +106,13 @@ def check_limits(limits: Limits | None, wishes: Sequence[Wish]) -> Row:
         return skip("ulimits", "cannot read /proc/self/limits")
     seen = (
         f"memlock {_limit_size(limits.memlock_bytes)}, nofile {limits.nofile_hard or 'unlimited'} (hard), "
-        f"stack {_limit_size(limits.stack_bytes)}"
+        f"stack {_limit_size(limits.stack_hard_bytes)} (hard)"
     )
     on_gpus = any(wish.gpus for wish in wishes)
     mends = [
         ("--ulimit memlock=-1", on_gpus and _below(limits.memlock_bytes, MEMLOCK_BYTES)),
         (f"--ulimit nofile={NOFILE}", _below(limits.nofile_hard, NOFILE)),
-        ("--ulimit stack=67108864", _below(limits.stack_bytes, STACK_BYTES)),
+        ("--ulimit stack=67108864", _below(limits.stack_hard_bytes, STACK_BYTES)),
     ]
     wanted = " ".join(mend for mend, is_low in mends if is_low)
     return warn("ulimits", f"{seen}: low", f"start the container with {wanted}") if wanted else ok("ulimits", seen)

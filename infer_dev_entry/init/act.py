@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -168,9 +168,9 @@ class Actor:
         oom = self._oom.explain(killed=info.wait_status == signal.SIGKILL)
         return await self._crashes.diagnose(info, spec, self._watch.tracked(spec.name), oom)
 
-    def refresh_trees(self, *, with_segments: bool) -> None:
-        """Note the descendants of every server, and their shared memory if asked."""
-        self._watch.refresh_trees(with_segments=with_segments)
+    def refresh_trees(self, segments_of: Collection[str]) -> None:
+        """Note the descendants of every server, and the shared memory of some."""
+        self._watch.refresh_trees(segments_of)
 
     def know_specs(self, specs: tuple[ServerSpec, ...]) -> None:
         """Remember what runs, for what is said about its end."""

@@ -101,10 +101,11 @@ class FleetLoop:
 
     def _note_trees(self) -> None:
         """Note the processes of a server that is newly ready: it has forked by now, and may die before a poll."""
-        ready = frozenset(server.pid for server in self.fleet.servers if server.ready_at is not None)
-        if ready - self._noted:
-            self.actor.refresh_trees(with_segments=True)
-        self._noted = ready
+        ready = {server.pid: server.spec.name for server in self.fleet.servers if server.ready_at is not None}
+        fresh = [name for pid, name in ready.items() if pid not in self._noted]
+        if fresh:
+            self.actor.refresh_trees(fresh)
+        self._noted = frozenset(ready)
 
     async def _wait(self) -> None:
         # A question under way answers by itself; one that is due meanwhile must not keep the loop turning.
@@ -155,7 +156,7 @@ class FleetLoop:
             self._polling = asyncio.get_running_loop().create_task(self._poll(now))
             if not self._settled or now >= self._trees_at:
                 self._trees_at = now + TREES_SETTLED_S
-                self.actor.refresh_trees(with_segments=not self._settled)
+                self.actor.refresh_trees([server.spec.name for server in self.fleet.servers if server.ready_at is None])
 
     async def _poll(self, asked_at: float) -> None:
         pids = {server.spec.name: server.pid for server in self.fleet.servers}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from infer_dev_entry.proctree import Tracked, read_process, read_processes, track
@@ -44,15 +44,15 @@ class Watch:
         """Return what is known of a server's processes; at least its mark."""
         return self._tracked.get(name) or track(render_mark(self._fleet_id, name), 0)
 
-    def refresh_trees(self, *, with_segments: bool = False) -> None:
+    def refresh_trees(self, segments_of: Collection[str] = ()) -> None:
         """Note the descendants of every server: after its death they are orphans, and some shed their environment.
 
-        Also what shared memory they have open, if asked: that is made at a start, and looking costs more.
+        Of some also what shared memory they have open: it is made at a start, and a server at work has many files open.
         """
         processes = read_processes()
         for name in self._pidfds:
             self._tracked[name] = self._tracked[name].with_descendants(processes)
-            if with_segments:
+            if name in segments_of:
                 members = self._tracked[name].living(processes)
                 self._segments.setdefault(name, set()).update(read_segments(members))
 

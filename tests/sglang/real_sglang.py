@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -85,6 +86,14 @@ class SglangFleet(Fleet):
     def server_pids(self) -> set[int]:
         """Return the pids out here of all that is neither PID 1 nor supervisord."""
         return {member.pid for member in self.members()} - {self.pid, self.supervisor().pid}
+
+    def segments(self) -> set[Path]:
+        """Return the files in /dev/shm that SGLang's processes have open."""
+        found = set()
+        for pid in self.server_pids():
+            with contextlib.suppress(OSError):
+                found |= {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+        return {Path(target) for target in found if target.startswith("/dev/shm/sglang_loads_")}
 
     def wait_gone(self, pids: set[int], timeout_s: float = 15) -> None:
         """Wait until none of these processes is left."""

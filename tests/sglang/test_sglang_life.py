@@ -113,6 +113,7 @@ def test_keys_are_in_no_command_line_no_answer_and_no_log_of_ours(fleet: SglangF
 
 def test_keys_that_sglang_logs_are_redacted_in_what_we_show(fleet: SglangFleet) -> None:
     assert KEY in fleet.log_of("chat")  # SGLang prints its arguments at each start
+    assert (fleet.log_dir / "sglang-server-chat.log").stat().st_mode & 0o777 == 0o600
     log = fleet.cli("logs", "chat", "-n", "100000").stdout
     assert "server_args=" in log
     assert KEY not in log
@@ -125,6 +126,8 @@ def test_process_that_is_killed_ends_in_a_ready_server_and_no_leftovers(
 ) -> None:
     before = fleet.row("chat")
     old = fleet.server_pids()
+    held = fleet.segments()
+    assert held
     assert len(fleet.find_processes("sleep", "7654321")) == 1  # the escaped one
     crashes = len(fleet.events("server.crashed", "chat"))
     victim = fleet.host_pid(before["pid"]) if title == "main" else fleet.part(title).pid
@@ -135,6 +138,7 @@ def test_process_that_is_killed_ends_in_a_ready_server_and_no_leftovers(
     after = fleet.wait_again("chat", before["pid"], timeout_s=READY_TIMEOUT_S)
     assert after["restarts"] == before["restarts"] + 1
     assert chat(port, key=KEY)
+    assert [path for path in held if path.exists()] == []  # they are never used again, and /dev/shm is small
     assert len(fleet.find_processes("sleep", "7654321")) == 1
 
 
@@ -171,6 +175,8 @@ def test_port_that_is_taken_at_a_start_is_named_before_the_model_loads(
 def test_container_stop_completes_the_stream_in_flight_and_exits_0(fleet: SglangFleet, port: int) -> None:
     stream = Stream(port, 400, key=KEY)
     wait_pieces(stream, 20)
+    held = fleet.segments()
+    assert held
     os.kill(fleet.pid, signal.SIGTERM)
     fleet.wait_state("chat", "draining")
     assert not stream.complete
@@ -179,3 +185,4 @@ def test_container_stop_completes_the_stream_in_flight_and_exits_0(fleet: Sglang
     assert fleet.wait_exit(60) == 0
     assert fleet.wait_event("entry.stopped")["had_to_kill"] == []  # it left by itself
     assert fleet.members() == []
+    assert [path for path in held if path.exists()] == []

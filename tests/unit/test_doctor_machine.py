@@ -77,7 +77,7 @@ Max locked memory         65536                65536                bytes
 
 
 def test_limits_are_read_from_procs_text() -> None:
-    assert parse_limits(LIMITS) == Limits(memlock_bytes=65536, nofile_hard=1048576, stack_bytes=8388608)
+    assert parse_limits(LIMITS) == Limits(memlock_bytes=65536, nofile_hard=1048576, stack_hard_bytes=None)
     assert parse_limits("") is None
     assert parse_limits(LIMITS.replace("65536", "x")) is None
     own = read_limits(0)
@@ -88,10 +88,13 @@ def test_limits_are_read_from_procs_text() -> None:
 @pytest.mark.parametrize(
     ("limits", "mend"),
     [
-        (Limits(memlock_bytes=None, nofile_hard=1048576, stack_bytes=8 * MIB), ""),
-        (Limits(memlock_bytes=None, nofile_hard=None, stack_bytes=None), ""),
-        (Limits(memlock_bytes=65536, nofile_hard=1048576, stack_bytes=None), "--ulimit memlock=-1"),
-        (Limits(memlock_bytes=None, nofile_hard=4096, stack_bytes=1), "--ulimit nofile=65535 --ulimit stack=67108864"),
+        (Limits(memlock_bytes=None, nofile_hard=1048576, stack_hard_bytes=64 * MIB), ""),
+        (Limits(memlock_bytes=None, nofile_hard=None, stack_hard_bytes=None), ""),
+        (Limits(memlock_bytes=65536, nofile_hard=1048576, stack_hard_bytes=None), "--ulimit memlock=-1"),
+        (
+            Limits(memlock_bytes=None, nofile_hard=4096, stack_hard_bytes=8 * MIB),
+            "--ulimit nofile=65535 --ulimit stack=67108864",
+        ),
     ],
 )
 def test_limits_that_are_low_warn_with_dockers_words(limits: Limits, mend: str) -> None:
@@ -100,7 +103,7 @@ def test_limits_that_are_low_warn_with_dockers_words(limits: Limits, mend: str) 
 
 
 def test_locked_memory_matters_on_gpus_alone() -> None:
-    low = Limits(memlock_bytes=65536, nofile_hard=1048576, stack_bytes=None)
+    low = Limits(memlock_bytes=65536, nofile_hard=1048576, stack_hard_bytes=None)
     assert str(check_limits(low, []).verdict) == "ok"
 
 
