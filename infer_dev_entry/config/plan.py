@@ -84,7 +84,11 @@ def _resolve_servers(document: Document, options: ResolveOptions, host: Host, fa
     servers = tuple(server for group in built.values() for server in group)
     if gateway is None:
         return servers
-    backends = Backends(servers=built, models={item.instance.name: item.arguments.model for item in prepared})
+    backends = Backends(
+        servers={name: tuple(server for server in group if server.serves) for name, group in built.items()},
+        models={item.instance.name: item.arguments.model for item in prepared},
+        installed_python=preparer.installed_python,
+    )
     builder = GatewayBuilder(options, host, dealer, checker, faults)
     return (*servers, *builder.build(gateway, backends))
 

@@ -68,6 +68,9 @@ class NginxDoor:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._follow())
 
+    def look(self) -> None:
+        """Nothing: what runs is looked at together with the files."""
+
     async def prepare(self, spec: ServerSpec) -> Problem | None:
         """Write the configuration that a start reads, tested; a problem stops the start."""
         assert spec.gateway is not None
