@@ -79,9 +79,7 @@ class Backends:
 
 
 def read_gateway(document: Document, faults: Faults) -> Gateway | None:
-    """Read `[gateway]`; None when there is none, or it is switched off."""
-    if NAME not in document:
-        return None
+    """Read `[gateway]`; None when it is switched off."""
     given = parse_table(document[NAME], GATEWAY, PATH, faults)
     absent: dict[str, Value] = dict.fromkeys(
         ("api_keys_file", "tls_certificate", "tls_certificate_key", "log_dir", "binary"), ""
@@ -112,10 +110,9 @@ class GatewayBuilder:
         self._checker = checker
         self._faults = faults
 
-    def build(self, gateway: Gateway, backends: Backends) -> tuple[ServerSpec, ...]:
-        """Check the gateway against the machine and the servers, and build it; () when a fault makes that useless."""
-        if not self._check_address(gateway):
-            return ()
+    def build(self, gateway: Gateway, backends: Backends) -> ServerSpec:
+        """Check the gateway against the machine and the servers, and build it."""
+        self._check_address(gateway)
         if "policy" in gateway.given and gateway.engine != "sglang-router":
             self._faults.warn((*PATH, "policy"), "is for engine sglang-router; not used")
         profile = profile_of(gateway.engine)
@@ -131,7 +128,7 @@ class GatewayBuilder:
             self._check_backends(gateway, backends, pool)
             argv = (self._program(gateway), "-e", "stderr", "-p", f"{tmp_dir}/", "-c", conf)
             spec_of_gateway = self._gateway_spec(gateway, backends, pool, conf, log_file)
-        spec = ServerSpec(
+        return ServerSpec(
             name=NAME,
             engine=gateway.engine,
             argv=argv,
@@ -151,7 +148,6 @@ class GatewayBuilder:
             stop_signal=profile.stop_signal,
             gateway=spec_of_gateway,
         )
-        return (spec,)
 
     def _router(
         self, gateway: Gateway, backends: Backends, pool: tuple[str, ...], metrics_port: int, key_file: str
@@ -191,20 +187,15 @@ class GatewayBuilder:
 
     # -- where it listens
 
-    def _check_address(self, gateway: Gateway) -> bool:
-        try:
-            is_address = gateway.host == "localhost" or bool(ip_address(gateway.host.strip("[]")))
-        except ValueError:
-            is_address = False
-        if not is_address:
+    def _check_address(self, gateway: Gateway) -> None:
+        if not _is_address(gateway.host):
             mend = 'write "127.0.0.1", "0.0.0.0" or an address of this machine'
             self._faults.add((*PATH, "host"), f"expected an IP address, got {shown(gateway.host)}", mend)
         if gateway.port > HIGHEST_PORT:
             problem = f"expected a port from 1 to {HIGHEST_PORT}, got {gateway.port}"
             self._faults.add((*PATH, "port"), problem, "choose a free port")
-            return False
-        self._checker.check_port(NAME, gateway.host, gateway.port, (*PATH, "port"))
-        return is_address
+        else:
+            self._checker.check_port(NAME, gateway.host, gateway.port, (*PATH, "port"))
 
     def _status_port(self, gateway: Gateway) -> int:
         dealt = self._dealer.deal(gateway.port)
@@ -321,6 +312,13 @@ def _probe(profile: EngineProfile, port: int) -> ProbeSpec:
         failure_threshold=profile.failure_threshold,
         port=port,
     )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return host == "localhost" or ("%" not in host and bool(ip_address(host.strip("[]"))))
+    except ValueError:
+        return False
 
 
 def _is_local(host: str) -> bool:

@@ -65,6 +65,16 @@ def path_problem(value: str) -> str:
     return "" if value.isprintable() else "it holds a control character"
 
 
+def find_complaint(output: str) -> str:
+    """Return the first line of nginx's output that tells a fault, without its prefix."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    grave = [line for line in lines if re.search(r"\[(?:emerg|alert|crit)\]", line)]
+    line = (grave or lines or [""])[0]
+    if "bearer" in line.lower():
+        return "it refuses the line of a key or of a server's key"  # and quotes it
+    return re.sub(r"^(?:nginx: |[0-9/]+ [0-9:]+ )(\[[a-z]+\] )(?:[0-9]+#[0-9]+: )?", r"\1", line)
+
+
 def _listen_address(host: str, port: int) -> str:
     host = host.strip("[]") or "0.0.0.0"
     host = "127.0.0.1" if host == "localhost" else host

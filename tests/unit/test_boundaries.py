@@ -23,6 +23,7 @@ PURE = (
     *(f"doctor/{name}.py" for name in DOCTOR),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "decide").glob("*.py")),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "diagnosis").glob("*.py")),
+    *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "gateway").glob("*.py")),
     *(
         f"bundle/{name}.py"
         for name in (
