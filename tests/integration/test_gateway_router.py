@@ -57,14 +57,19 @@ class Routed:
         listed = json.loads(text)["workers"] if status == 200 else []
         return {int(worker["url"].rpartition(":")[2]): worker["id"] for worker in listed}
 
+    def loads(self) -> dict[int, int]:
+        """The requests that each worker has now, by port."""
+        listed = json.loads(self.control("GET", "/workers")[1])["workers"]
+        return {int(worker["url"].rpartition(":")[2]): worker["load"] for worker in listed}
+
     def wait_workers(self, *names: str, timeout_s: float = 15) -> None:
         """Wait until the workers are exactly these servers."""
         wanted = {self.ports[name] for name in names}
         self.fleet.wait(lambda: set(self.workers()) == wanted, timeout_s, f"the workers to be {names or 'none'}")
 
-    def chat(self, text: str = "hello", *, delay_s: float = 0.0) -> tuple[int, str]:
+    def chat(self, text: str = "hello") -> tuple[int, str]:
         """Ask the model through the router."""
-        body = {"model": "fake", "messages": [{"role": "user", "content": text}], "delay_s": delay_s, "max_tokens": 8}
+        body = {"model": "fake", "messages": [{"role": "user", "content": text}], "max_tokens": 8}
         status, answer = self.control("POST", "/v1/chat/completions", body, key="")
         return status, json.loads(answer)["choices"][0]["message"]["content"] if status == 200 else answer
 
@@ -135,14 +140,19 @@ def test_control_plane_answers_to_its_own_key_alone_which_nobody_sees(routed: Ro
 def test_server_that_stops_leaves_the_router_and_completes_what_it_has(routed: Routed) -> None:
     fleet = routed.fleet
     with ThreadPoolExecutor(4) as pool:
-        running = [pool.submit(routed.chat, f"{number} slow", delay_s=2.0) for number in range(4)]
-        time.sleep(0.7)  # they are with their servers by now
-        fleet.ask("stop", names=["b"])
-        routed.wait_workers("a", timeout_s=5)
-        assert [task.result() for task in running] == [(200, f"{number} slow") for number in range(4)]
-    fleet.wait_state("b", "stopped")
+        running = [pool.submit(routed.chat, f"sleep 2.5 number {number}") for number in range(4)]
+        loads = fleet.wait(
+            lambda: sum(routed.loads().values()) == 4 and routed.loads(), 2, "all to be with their servers"
+        )
+        name = max(routed.ports, key=lambda name: loads[routed.ports[name]])
+        other = next(iter(set(routed.ports) - {name}))
+        fleet.ask("stop", names=[name])
+        routed.wait_workers(other, timeout_s=2)
+        assert not any(task.done() for task in running)
+        assert [task.result() for task in running] == [(200, f"sleep 2.5 number {number}") for number in range(4)]
+    fleet.wait_state(name, "stopped")
     assert all(routed.chat()[0] == 200 for _ in range(5))
-    fleet.ask("start", names=["b"])
+    fleet.ask("start", names=[name])
     routed.wait_workers("a", "b")
 
 
