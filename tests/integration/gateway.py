@@ -149,13 +149,16 @@ class Site:
         self.ports = dict(zip(names, ports, strict=True))
         self.keys = fleet.base / "keys"
         self.client = Client(self.port)
+        self.worker_count = 2
 
-    def write(self, *extra: str, flags: Mapping[str, tuple[str, ...]] = {}, **gateway: object) -> Path:
+    def write(
+        self, *extra: str, name: str = "fleet.toml", flags: Mapping[str, tuple[str, ...]] = {}, **gateway: object
+    ) -> Path:
         """Write the TOML; `flags` are words for a fake server, `gateway` keys of the gateway."""
-        table = {"port": self.port, "workers": 2, **gateway}
+        table = {"port": self.port, "workers": self.worker_count, **gateway}
         lines = "\n".join(f"{key} = {render_toml(value)}" for key, value in table.items())
         servers = [server(f'"{name}"', port, *flags.get(name, ())) for name, port in self.ports.items()]
-        return self.fleet.write(*servers, f"[gateway]\n{lines}\n", *extra)
+        return self.fleet.write(*servers, f"[gateway]\n{lines}\n", *extra, name=name)
 
     def with_keys(self, text: str = f"alice: {ALICE}\nbob: {BOB}\n") -> str:
         """Write the file of keys as a whole, and return its path for the TOML."""
@@ -172,11 +175,20 @@ class Site:
         self.wait_pool(*self.names)
 
     def wait_pool(self, *names: str, timeout_s: float = 15) -> None:
-        """Wait until nginx, asked by nobody but itself, hands requests to just these servers."""
+        """Wait until nginx by its own word hands requests to just these servers, and all its workers do.
+
+        For a tenth of a second after a reload it lets old and new workers take requests.
+        """
         expected = {f'server="{name}"}} {int(name in names)}' for name in self.names}
         self.fleet.wait(
-            lambda: all(line in self.metrics() for line in expected), timeout_s, f"the pool to be {names or 'empty'}"
+            lambda: all(line in self.metrics() for line in expected) and len(self.workers()) <= self.worker_count,
+            timeout_s,
+            f"the pool to be {names or 'empty'}",
         )
+
+    def workers(self) -> list[int]:
+        """The workers that take requests."""
+        return [member.pid for member in self.fleet.members() if "nginx: worker process" in member.argv]
 
     def metrics(self) -> str:
         try:

@@ -64,7 +64,8 @@ def test_health_needs_no_key_and_metrics_are_local(site: Site) -> None:
 
 CLOSED = (
     "/", "/v1", "/a/v1", "/a", "/a/", "/server_info", "/get_server_info", "/generate", "/flush_cache", "/v2/x",
-    "/V1/models", "/a/server_info", "/a/generate", "/a/health", "/c/v1/models", "/A/v1/models", "/gateway/health", "/gateway/error/400",
+    "/V1/models", "/a/server_info", "/a/generate", "/a/health", "/c/v1/models", "/A/v1/models", "/gateway/health",
+    "/gateway/error/400",
     "/gateway/v1/models", "/v1/../server_info", "/v1/%2e%2e/server_info", "/v1/..%2fserver_info",
     "/v1/%2e%2e%2fserver_info", "//server_info", "/v1/x/../../generate", "/a/v1/../server_info",
     "/a/v1/%2e%2e/generate", "/a/v1/..//flush_cache", "/v1/./../server_info", "/%73erver_info", "/a/%67enerate",
