@@ -229,7 +229,7 @@ http {{"""
         listen = _listen_address(self.spec.host, self.spec.port)
         options = (" ssl" if tls else "") + (" http2" if tls and gateway.http2 else "")
         options += " ipv6only=off" if listen.startswith("[::]:") else ""
-        errors = "\n".join(f"        error_page {_codes(answer)} @gateway_{answer.status};" for answer in ANSWERS)
+        errors = "\n".join(f"        error_page {_codes(answer)} {_error_place(answer)};" for answer in ANSWERS)
         bodies = "\n".join(_error_location(answer) for answer in ANSWERS)
         return f"""
     server {{
@@ -356,7 +356,14 @@ def _codes(answer: Answer) -> str:
 def _error_location(answer: Answer) -> str:
     headers = {**answer.headers, "X-Request-ID": "$gateway_request_id"}
     added = " ".join(f"add_header {name} {value} always;" for name, value in headers.items())
-    return f"        location @gateway_{answer.status} {{ {added} return {answer.status} {quote(answer.body)}; }}"
+    place = _error_place(answer)
+    place, kind = (f"= {place}", "internal; ") if place.startswith("/") else (place, "")
+    return f"        location {place} {{ {kind}{added} return {answer.status} {quote(answer.body)}; }}"
+
+
+def _error_place(answer: Answer) -> str:
+    """Where an answer stands. nginx leads a request without a usable path to no named location, but to a 500."""
+    return f"/gateway/error/{answer.status}" if answer.is_pathless else f"@gateway_{answer.status}"
 
 
 def _seconds(value: float) -> str:
