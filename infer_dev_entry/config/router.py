@@ -53,13 +53,10 @@ class RouterChecker:
         if len({api_key_of(server.files) for server in pool}) > 1:
             problem = "its servers ask for different API keys, and a client can send one of them"
             self._faults.add((*PATH, "instances"), problem, "give them the same api_key_file, or none")
-        if gateway.is_open:
-            who = "its servers' arguments (/get_server_info)"
-            who += "" if pool and all(api_key_of(server.files) for server in pool) else " and use the servers"
-            problem = f"everybody who reaches {gateway.host}:{gateway.port} can read {who}"
-            self._faults.warn(
-                (*PATH, "host"), problem, 'listen on 127.0.0.1 behind an nginx, or write engine = "nginx"'
-            )
+        if gateway.is_open and not all(api_key_of(server.files) for server in pool):
+            problem = f"everybody who reaches {gateway.host}:{gateway.port} can use the servers"
+            mend = "give the instances an api_key_file, which clients then need, or listen on 127.0.0.1 behind an nginx"
+            self._faults.warn((*PATH, "host"), problem, mend)
 
     def find_interpreter(self, gateway: Gateway, installed_python: str) -> str:
         """Return the interpreter: the given one, the installed environment's if it has the router, else our own."""
