@@ -22,6 +22,7 @@ from infer_dev_entry.settings import Settings, parse_settings
 from infer_dev_entry.spec import Plan, render_plan
 
 # Run by the interpreter of an installed environment, which does not have this package.
+ROUTER_LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sglang_router_launch.py")
 ENGINE_LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "llama_server", "launch.py")
 
 
@@ -57,6 +58,7 @@ def resolve_options(settings: Settings, environ: Mapping[str, str], *, run_dir: 
         python=settings.python,
         engine_python=sys.executable,
         engine_launcher=ENGINE_LAUNCHER,
+        router_launcher=ROUTER_LAUNCHER,
         run_dir=run_dir,
         tmp_dir=instance_tmp_dir(environ, fleet_id),
         model_download=settings.model_download_on_boot,

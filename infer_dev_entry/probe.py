@@ -1,4 +1,4 @@
-"""The one door for HTTP probes: bounded GETs that never block and never raise."""
+"""The one door for HTTP probes: bounded requests that never block and never raise."""
 
 from __future__ import annotations
 
@@ -52,23 +52,44 @@ async def read_page(host: str, port: int, path: str, timeout_s: float, *, api_ke
         return Page(status=0)
 
 
+async def request_page(
+    host: str, port: int, method: str, path: str, timeout_s: float, *, body: str = "", api_key: str = ""
+) -> Page:
+    """Send a request with a JSON body ("": none), and take the answer as `read_page` does; never raises."""
+    try:
+        return await asyncio.wait_for(_get_page(host, port, path, api_key, method=method, body=body), timeout_s)
+    except (OSError, ValueError, EOFError):
+        return Page(status=0)
+
+
 async def _get_status(host: str, port: int, path: str) -> int:
     # A first line of 16 KiB is none; what follows it is not waited for.
     head = await _get(host, port, path, "HTTP/1.1", lambda answer: b"\n" in answer or len(answer) >= _MAX_HEAD_BYTES)
     return _parse_status_line(head.partition(b"\n")[0])
 
 
-async def _get_page(host: str, port: int, path: str, api_key: str) -> Page:
+async def _get_page(host: str, port: int, path: str, api_key: str, method: str = "GET", body: str = "") -> Page:
     # A server may not answer HTTP/1.0 in chunks.
-    answer = await _get(host, port, path, "HTTP/1.0", lambda answer: len(answer) > MAX_PAGE_BYTES, api_key)
+    def is_enough(answer: bytearray) -> bool:
+        return len(answer) > MAX_PAGE_BYTES
+
+    answer = await _get(host, port, path, "HTTP/1.0", is_enough, api_key, method=method, body=body)
     if len(answer) > MAX_PAGE_BYTES:
         raise ValueError("the page is too long")
-    head, _, body = answer.partition(b"\r\n\r\n")
-    return Page(status=_parse_status_line(head.partition(b"\n")[0]), text=body.decode("utf-8", errors="replace"))
+    head, _, content = answer.partition(b"\r\n\r\n")
+    return Page(status=_parse_status_line(head.partition(b"\n")[0]), text=content.decode("utf-8", errors="replace"))
 
 
 async def _get(
-    host: str, port: int, path: str, version: str, is_enough: Callable[[bytearray], bool], api_key: str = ""
+    host: str,
+    port: int,
+    path: str,
+    version: str,
+    is_enough: Callable[[bytearray], bool],
+    api_key: str = "",
+    *,
+    method: str = "GET",
+    body: str = "",
 ) -> bytes:
     """Read the answer to its end or until it is enough.
 
@@ -79,8 +100,10 @@ async def _get(
         peer.setblocking(False)
         await loop.sock_connect(peer, (host, port))
         key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
-        request = f"GET {path} {version}\r\nHost: {host}:{port}\r\n{key}Connection: close\r\n\r\n"
-        await loop.sock_sendall(peer, request.encode())
+        data = body.encode()
+        form = f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n" if data else ""
+        head = f"{method} {path} {version}\r\nHost: {host}:{port}\r\n{key}{form}Connection: close\r\n\r\n"
+        await loop.sock_sendall(peer, head.encode() + data)
         answer = bytearray()
         while not is_enough(answer) and (chunk := await loop.sock_recv(peer, 16384)):
             answer += chunk

@@ -66,6 +66,8 @@ class FakeServer:
         self.chats = 0
         self.health_checks = 0
         self.prefilled = 0
+        self.streamed = 0
+        self.broken = 0
         self.stamp = time.time()
         self.lock = threading.Lock()
         family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
@@ -80,17 +82,48 @@ class FakeServer:
     def converse(self, connection: socket.socket) -> None:
         with self.lock:
             self.running += 1
+        try:
+            self.answer_one(connection)
+        finally:
+            with self.lock:
+                self.running -= 1
+
+    def answer_one(self, connection: socket.socket) -> None:
         # A client that gives up in the middle is no fault of ours.
         with contextlib.suppress(OSError, ValueError), connection:
-            method, target, body = read_request(connection)
+            method, target, headers, body = read_request(connection)
             while self.hangs(target):
                 time.sleep(0.02)
-            status, answer = self.answer(method, target, body)
+            if body.get("die"):
+                os._exit(3)  # a request that kills its server
+            if body.get("stream"):
+                self.stream(connection, body)
+                return
+            if target == "/v1/fake/echo":
+                status, answer = 200, {"target": target, "headers": headers, "port": self.args.port}
+            elif target.startswith("/v1/fake/echo/"):
+                status, answer = 200, {"target": target}
+            else:
+                status, answer = self.answer(method, target, body)
             text = json.dumps(answer).encode()
             head = f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: application/json\r\nConnection: close\r\n"
             connection.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
-        with self.lock:
-            self.running -= 1
+
+    def stream(self, connection: socket.socket, body: dict[str, object]) -> None:
+        """Answer as OpenAI's chat does with stream=true: `tokens` events, `pause_s` apart, in chunks."""
+        head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
+        connection.sendall(f"{head}Connection: close\r\n\r\n".encode())
+        try:
+            for number in range(int(str(body.get("tokens", 5)))):
+                choice = {"index": 0, "delta": {"content": f"{number} "}, "finish_reason": None}
+                send_chunk(connection, {"id": "x", "object": "chat.completion.chunk", "choices": [choice]})
+                self.streamed += 1
+                time.sleep(float(str(body.get("pause_s", 0.05))))
+            send_chunk(connection, "[DONE]")
+            connection.sendall(b"0\r\n\r\n")
+        except OSError:
+            self.broken += 1
+            raise
 
     def hangs(self, target: str) -> bool:
         after, args = self.args.hang_after_s, self.args
@@ -124,6 +157,8 @@ class FakeServer:
             return 200, self.loads()
         if path == "/fake/health_checks":
             return 200, self.health_checks
+        if path == "/v1/fake/streams":
+            return 200, {"running": self.running - 1, "streamed": self.streamed, "broken": self.broken}
         if path in ("/health", "/health_generate", "/ready", "/ping"):
             self.health_checks += 1
             return (503, {"status": "draining"}) if self.stopping.is_set() else (200, {"status": "ok"})
@@ -136,9 +171,11 @@ class FakeServer:
             self.chats += 1
             self.prefilled += 10
         delays = [pair.partition("=")[2] for pair in query.split("&") if pair.startswith("delay=")]
-        time.sleep(float(str(delays[0] if delays else body.get("delay_s", 0))))
         messages = body.get("messages")
         said = messages[-1]["content"] if isinstance(messages, list) and messages else ""
+        if str(said).startswith("sleep "):  # for what comes through a router, which hands on the fields it knows alone
+            delays = [str(said).split()[1]]
+        time.sleep(float(str(delays[0] if delays else body.get("delay_s", 0))))
         message = {"role": "assistant", "content": said}
         with self.lock:
             self.chats -= 1
@@ -150,19 +187,27 @@ class FakeServer:
             time.sleep(0.02)
 
 
-def read_request(connection: socket.socket) -> tuple[str, str, dict[str, object]]:
-    """Read one request; the body is {} unless it is a JSON object."""
+def send_chunk(connection: socket.socket, data: object) -> None:
+    text = data if isinstance(data, str) else json.dumps(data)
+    event = f"data: {text}\n\n".encode()
+    connection.sendall(f"{len(event):x}\r\n".encode() + event + b"\r\n")
+
+
+def read_request(connection: socket.socket) -> tuple[str, str, dict[str, str], dict[str, object]]:
+    """Read one request: method, target, headers by lower-case name, body ({} unless it is a JSON object)."""
     with connection.makefile("rb") as stream:
         method, target, _ = stream.readline().decode("latin-1").split(" ", 2)
         length = 0
+        headers = {}
         for line in iter(stream.readline, b"\r\n"):
             name, _, value = line.decode("latin-1").partition(":")
+            headers[name.lower()] = value.strip()
             if name.lower() == "content-length":
                 length = int(value)
             if not line:
                 raise ValueError("the client has gone")
         body = json.loads(stream.read(length)) if length else {}
-    return method, target, body if isinstance(body, dict) else {}
+    return method, target, headers, body if isinstance(body, dict) else {}
 
 
 def exists(path: str | None) -> bool:

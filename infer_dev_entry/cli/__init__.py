@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("infer_dev_entry.cli.doctor", "look for what keeps servers from serving, and how to mend it"),
     "smoke": ("infer_dev_entry.cli.smoke", "check what a server does for its users, as they ask it"),
     "policy": ("infer_dev_entry.cli.policy", "choose a policy by expected free energy, of a model's or a file's"),
+    "gateway": ("infer_dev_entry.cli.gateway", "test the gateway's configuration; check and make API keys"),
     "helpers": ("infer_dev_entry.cli.helpers", "install the helper links for docker exec"),
     "demo": ("infer_dev_entry.cli.demo", "run a small real model on this machine's CPU"),
 }

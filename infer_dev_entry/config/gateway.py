@@ -16,6 +16,7 @@ from infer_dev_entry.config.keys import CONTROL, GATEWAY, Value, defaults_of
 from infer_dev_entry.config.parse import Document, parse_table
 from infer_dev_entry.config.ports import HIGHEST_PORT, PortDealer
 from infer_dev_entry.config.programs import ResolveOptions
+from infer_dev_entry.config.router import RouterChecker, router_spec
 from infer_dev_entry.engines import EngineProfile, profile_of
 from infer_dev_entry.gateway.keys import parse_keys
 from infer_dev_entry.gateway.nginx import path_problem
@@ -59,6 +60,8 @@ class Gateway:
     log_max_bytes: int
     log_backups: int
     binary: str
+    policy: str
+    given: frozenset[str]
 
     @property
     def is_open(self) -> bool:
@@ -68,16 +71,15 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backends:
-    """The servers of each instance, and the model that each instance serves."""
+    """The servers of each instance, and the model that it serves; the installed environment's interpreter."""
 
     servers: Mapping[str, tuple[ServerSpec, ...]]
     models: Mapping[str, str]
+    installed_python: str = ""
 
 
 def read_gateway(document: Document, faults: Faults) -> Gateway | None:
-    """Read `[gateway]`; None when there is none, or it is switched off."""
-    if NAME not in document:
-        return None
+    """Read `[gateway]`; None when it is switched off."""
     given = parse_table(document[NAME], GATEWAY, PATH, faults)
     absent: dict[str, Value] = dict.fromkeys(
         ("api_keys_file", "tls_certificate", "tls_certificate_key", "log_dir", "binary"), ""
@@ -85,7 +87,7 @@ def read_gateway(document: Document, faults: Faults) -> Gateway | None:
     values = {**defaults_of(GATEWAY), **absent, "log_dir": _log_dir(document), **given}
     if not values.pop("enable"):
         return None
-    return Gateway(**values)  # type: ignore[arg-type]  # parse_table checked every type
+    return Gateway(**values, given=frozenset(given))  # type: ignore[arg-type]  # parse_table checked every type
 
 
 def _log_dir(document: Document) -> str:
@@ -108,23 +110,28 @@ class GatewayBuilder:
         self._checker = checker
         self._faults = faults
 
-    def build(self, gateway: Gateway, backends: Backends) -> tuple[ServerSpec, ...]:
-        """Check the gateway against the machine and the servers, and build it; () when a fault makes that useless."""
-        if not self._check_address(gateway):
-            return ()
+    def build(self, gateway: Gateway, backends: Backends) -> ServerSpec:
+        """Check the gateway against the machine and the servers, and build it."""
+        self._check_address(gateway)
+        if "policy" in gateway.given and gateway.engine != "sglang-router":
+            self._faults.warn((*PATH, "policy"), "is for engine sglang-router; not used")
         profile = profile_of(gateway.engine)
         pool = self._pool(gateway, backends)
-        self._check_backends(gateway, backends, pool)
         status_port = self._status_port(gateway)
-        program = self._program(gateway)
         log_file = str(PurePosixPath(self._host.expand(gateway.log_dir)) / f"sglang-server-{NAME}.log")
         self._checker.check_log_file(NAME, log_file, (*PATH, "log_dir"))
         conf = f"{self._options.run_dir.rstrip('/')}/config/{NAME}.conf"
         tmp_dir = f"{self._options.tmp_dir.rstrip('/')}/{NAME}"
-        spec = ServerSpec(
+        if gateway.engine == "sglang-router":
+            argv, spec_of_gateway = self._router(gateway, backends, pool, status_port, conf)
+        else:
+            self._check_backends(gateway, backends, pool)
+            argv = (self._program(gateway), "-e", "stderr", "-p", f"{tmp_dir}/", "-c", conf)
+            spec_of_gateway = self._gateway_spec(gateway, backends, pool, conf, log_file)
+        return ServerSpec(
             name=NAME,
             engine=gateway.engine,
-            argv=(program, "-e", "stderr", "-p", f"{tmp_dir}/", "-c", conf),
+            argv=argv,
             environment=(("TMPDIR", tmp_dir),),
             gpu_ids=(),
             host=gateway.host,
@@ -135,13 +142,22 @@ class GatewayBuilder:
             depends_on=(),
             start_stagger_s=0.0,
             drain_timeout_s=gateway.drain_timeout_s,
-            probe=_probe(profile, status_port),
+            probe=_probe(profile, status_port if gateway.engine == "nginx" else 0),
             restart=RESTART,
             more_ports=(status_port,),
             stop_signal=profile.stop_signal,
-            gateway=self._gateway_spec(gateway, backends, pool, conf, log_file),
+            gateway=spec_of_gateway,
         )
-        return (spec,)
+
+    def _router(
+        self, gateway: Gateway, backends: Backends, pool: tuple[str, ...], metrics_port: int, key_file: str
+    ) -> tuple[tuple[str, ...], GatewaySpec]:
+        """The command line of SGLang's router, and what it does with requests: no more than to spread them."""
+        checker = RouterChecker(self._options, self._host, self._checker, self._faults)
+        servers = [server for group in backends.servers.values() for server in group]
+        checker.check(gateway, [server for server in servers if server.name in pool])
+        interpreter = checker.find_interpreter(gateway, backends.installed_python)
+        return checker.render(gateway, interpreter, metrics_port, key_file), router_spec(gateway, pool, key_file)
 
     def _gateway_spec(
         self, gateway: Gateway, backends: Backends, pool: tuple[str, ...], conf: str, log_file: str
@@ -171,20 +187,15 @@ class GatewayBuilder:
 
     # -- where it listens
 
-    def _check_address(self, gateway: Gateway) -> bool:
-        try:
-            is_address = gateway.host == "localhost" or bool(ip_address(gateway.host.strip("[]")))
-        except ValueError:
-            is_address = False
-        if not is_address:
+    def _check_address(self, gateway: Gateway) -> None:
+        if not _is_address(gateway.host):
             mend = 'write "127.0.0.1", "0.0.0.0" or an address of this machine'
             self._faults.add((*PATH, "host"), f"expected an IP address, got {shown(gateway.host)}", mend)
         if gateway.port > HIGHEST_PORT:
             problem = f"expected a port from 1 to {HIGHEST_PORT}, got {gateway.port}"
             self._faults.add((*PATH, "port"), problem, "choose a free port")
-            return False
-        self._checker.check_port(NAME, gateway.host, gateway.port, (*PATH, "port"))
-        return is_address
+        else:
+            self._checker.check_port(NAME, gateway.host, gateway.port, (*PATH, "port"))
 
     def _status_port(self, gateway: Gateway) -> int:
         dealt = self._dealer.deal(gateway.port)
@@ -301,6 +312,13 @@ def _probe(profile: EngineProfile, port: int) -> ProbeSpec:
         failure_threshold=profile.failure_threshold,
         port=port,
     )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return host == "localhost" or ("%" not in host and bool(ip_address(host.strip("[]"))))
+    except ValueError:
+        return False
 
 
 def _is_local(host: str) -> bool:

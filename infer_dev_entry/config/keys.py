@@ -230,6 +230,8 @@ SERVER = (
     Key(name="admin_api_key_env", kind="str", default_text="none", text="`sglang` only: variable with the admin key"),
 )
 
+ROUTER_POLICIES = ("cache_aware", "round_robin", "random", "power_of_two")
+
 GATEWAY = (
     Key(name="enable", kind="bool", default=True, text="false: there is no gateway"),
     Key(
@@ -237,7 +239,7 @@ GATEWAY = (
         kind="choice",
         default="nginx",
         choices=GATEWAY_NAMES,
-        text="the program that stands before the servers",
+        text="the program before the servers; `sglang-router` sends prompts that begin alike to the same one",
     ),
     Key(name="host", kind="str", default="127.0.0.1", text='address it listens on; `"0.0.0.0"` for all'),
     Key(name="port", kind="int", minimum=1, default=8000, text="port it listens on"),
@@ -285,7 +287,19 @@ GATEWAY = (
     ),
     Key(name="log_max_bytes", kind="int", default=50_000_000, text="size at which its logs rotate; 0: never"),
     Key(name="log_backups", kind="int", default=3, text="rotated logs that are kept"),
-    Key(name="binary", kind="path", default_text="`nginx` on PATH", text="the nginx to run"),
+    Key(
+        name="binary",
+        kind="path",
+        default_text="`nginx` on PATH",
+        text="the nginx to run; `sglang-router`: an interpreter that has it",
+    ),
+    Key(
+        name="policy",
+        kind="choice",
+        default="cache_aware",
+        choices=ROUTER_POLICIES,
+        text="`sglang-router` only: which server gets a request",
+    ),
 )
 
 # Table → (its keys, what it is). `server`, `env` and `yaml` are open: they take flags and variables.

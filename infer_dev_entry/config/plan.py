@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from infer_dev_entry.config.arguments import ArgumentReader
 from infer_dev_entry.config.checks import FleetChecker
 from infer_dev_entry.config.facts import Host
 from infer_dev_entry.config.faults import Faults
-from infer_dev_entry.config.gateway import Backends, GatewayBuilder, read_gateway
 from infer_dev_entry.config.gpus import GpuSet, Need, deal_gpus
 from infer_dev_entry.config.instances import Instance, Master, read_instances, read_master
 from infer_dev_entry.config.interpolate import interpolate_document
@@ -21,6 +21,9 @@ from infer_dev_entry.config.servers import ServerBuilder
 from infer_dev_entry.errors import ConfigError
 from infer_dev_entry.models.wish import ModelWish
 from infer_dev_entry.spec import Plan, ServerSpec
+
+if TYPE_CHECKING:
+    from infer_dev_entry.config.gateway import Gateway
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,7 @@ def _read_document(text: str, overrides_text: str, host: Host, faults: Faults) -
 
 def _resolve_servers(document: Document, options: ResolveOptions, host: Host, faults: Faults) -> tuple[ServerSpec, ...]:
     master = read_master(document, faults)
-    gateway = read_gateway(document, faults)
+    gateway = _read_gateway(document, faults)
     if not master.enable:
         faults.warn(("master", "enable"), "is false, so nothing starts")
         return ()
@@ -102,9 +105,22 @@ def _resolve_servers(document: Document, options: ResolveOptions, host: Host, fa
     servers = tuple(server for group in built.values() for server in group)
     if gateway is None:
         return servers
-    backends = Backends(servers=built, models={item.instance.name: item.arguments.model for item in prepared})
-    builder = GatewayBuilder(options, host, dealer, checker, faults)
-    return (*servers, *builder.build(gateway, backends))
+    from infer_dev_entry.config.gateway import Backends, GatewayBuilder
+
+    backends = Backends(
+        servers={name: tuple(server for server in group if server.serves) for name, group in built.items()},
+        models={item.instance.name: item.arguments.model for item in prepared},
+        installed_python=preparer.installed_python,
+    )
+    return (*servers, GatewayBuilder(options, host, dealer, checker, faults).build(gateway, backends))
+
+
+def _read_gateway(document: Document, faults: Faults) -> Gateway | None:
+    if "gateway" not in document:
+        return None
+    from infer_dev_entry.config.gateway import read_gateway  # PID 1 imports this module, and few configs have one
+
+    return read_gateway(document, faults)
 
 
 def _preparer(

@@ -28,7 +28,8 @@ class ResolveOptions:
     """What the environment adds to a config. Empty strings mean "not given".
 
     `python` is `AUTO_INFER_SGLANG_PYTHON`; `engine_python` is infer-dev's own interpreter, which runs engine llama_cpp
-    when the installed environment has no llama.cpp; `engine_launcher` is a file that other interpreters run it by.
+    when the installed environment has no llama.cpp; `engine_launcher` is a file that other interpreters run it by,
+    and `router_launcher` the one that any runs sglang-router by.
     A server's temporary directory is `<tmp_dir>/<name>`; its private files are in `<run_dir>/config`. With
     `model_download` a model that has a download need not be there yet.
     """
@@ -38,6 +39,7 @@ class ResolveOptions:
     python: str = ""
     engine_python: str
     engine_launcher: str = ""
+    router_launcher: str = ""
     run_dir: str
     tmp_dir: str
     model_download: bool = False
@@ -151,15 +153,17 @@ class Preparer:
             return self._options.python, instance.path
         if self._master.python_path:
             return self._host.expand(self._master.python_path), ("master", "python_path")
-        return self._installed_python(), instance.path
+        return self.installed_python, instance.path
 
-    def _installed_python(self) -> str:
+    @property
+    def installed_python(self) -> str:
+        """The interpreter of the installed environment, whether there is one or not."""
         project_dir = self._host.expand(self._master.project_dir or self._options.project_dir)
         return f"{project_dir.rstrip('/')}/env/bin/python"
 
     def _llama_interpreter(self) -> str:
         """The installed environment's when it has llama.cpp, else our own."""
-        installed = self._installed_python()
+        installed = self.installed_python
         return installed if self._host.environment_has(installed, LLAMA_PACKAGE) else self._options.engine_python
 
     def _program(self, instance: Instance, interpreter: str) -> tuple[str, ...]:
@@ -201,7 +205,7 @@ class Preparer:
             if words:
                 self._checker.check_package(words[-1], path, f"pip install {words[-1]}")
             return
-        installed = interpreter == self._installed_python()
+        installed = interpreter == self.installed_python
         if words and installed and not self._host.environment_has(interpreter, words[-1]):
             fault = f"is {words[-1]!r}, which the installed environment lacks"
             self._faults.add(path, fault, "build the bundle with it")

@@ -64,10 +64,11 @@ def profile_of(name: str) -> EngineProfile:
 
 
 ENGINE_NAMES = ("sglang", "llama_cpp")
-GATEWAY_NAMES = ("nginx",)
+GATEWAY_NAMES = ("nginx", "sglang-router")
 
 
 def _profiles() -> Mapping[str, EngineProfile]:
-    from infer_dev_entry.engines import llama_cpp, nginx, sglang  # they import this module's classes
+    from infer_dev_entry.engines import llama_cpp, nginx, sglang, sglang_router  # they import this module's classes
 
-    return {"sglang": sglang.PROFILE, "llama_cpp": llama_cpp.PROFILE, "nginx": nginx.PROFILE}
+    profiles = (sglang.PROFILE, llama_cpp.PROFILE, nginx.PROFILE, sglang_router.PROFILE)
+    return {profile.name: profile for profile in profiles}

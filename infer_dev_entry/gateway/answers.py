@@ -11,7 +11,10 @@ _MOST_NAMES = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One error answer. `stands_for` are codes, also nginx's own, that clients get this one for."""
+    """One error answer. `stands_for` are codes, also nginx's own, that clients get this one for.
+
+    `is_pathless`: it may be given before the request's path is known.
+    """
 
     status: int
     message: str
@@ -19,6 +22,7 @@ class Answer:
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     stands_for: tuple[int, ...] = ()
+    is_pathless: bool = False
 
     @property
     def body(self) -> str:
@@ -39,7 +43,7 @@ def not_ready(servers: Sequence[str]) -> str:
 
 ANSWERS = (
     # 495 and 496 are bad client certificates, 497 is plain HTTP on the port of HTTPS.
-    Answer(status=400, message="the request is malformed", stands_for=(495, 496, 497)),
+    Answer(status=400, message="the request is malformed", stands_for=(495, 496, 497), is_pathless=True),
     Answer(
         status=401,
         message="the API key is missing or not known; send Authorization: Bearer <key>",
@@ -49,10 +53,10 @@ ANSWERS = (
     Answer(status=403, message="not allowed"),
     Answer(status=404, message="the gateway serves /v1/, /<instance>/v1/ and /health", code="not_found"),
     Answer(status=405, message="the method is not allowed"),
-    Answer(status=408, message="the request took too long to arrive"),
+    Answer(status=408, message="the request took too long to arrive", is_pathless=True),
     Answer(status=413, message="the request is larger than gateway.max_body_bytes", code="request_too_large"),
-    Answer(status=414, message="the address is too long"),
-    Answer(status=431, message="the headers are too large", stands_for=(494,)),
+    Answer(status=414, message="the address is too long", is_pathless=True),
+    Answer(status=431, message="the headers are too large", stands_for=(494,), is_pathless=True),
     Answer(
         status=429,
         message="too many requests for this key",

@@ -65,6 +65,16 @@ def path_problem(value: str) -> str:
     return "" if value.isprintable() else "it holds a control character"
 
 
+def find_complaint(output: str) -> str:
+    """Return the first line of nginx's output that tells a fault, without its prefix."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    grave = [line for line in lines if re.search(r"\[(?:emerg|alert|crit)\]", line)]
+    line = (grave or lines or [""])[0]
+    if "bearer" in line.lower():
+        return "it refuses the line of a key or of a server's key"  # and quotes it
+    return re.sub(r"^(?:nginx: |[0-9/]+ [0-9:]+ )(\[[a-z]+\] )(?:[0-9]+#[0-9]+: )?", r"\1", line)
+
+
 def _listen_address(host: str, port: int) -> str:
     host = host.strip("[]") or "0.0.0.0"
     host = "127.0.0.1" if host == "localhost" else host
@@ -219,7 +229,7 @@ http {{"""
         listen = _listen_address(self.spec.host, self.spec.port)
         options = (" ssl" if tls else "") + (" http2" if tls and gateway.http2 else "")
         options += " ipv6only=off" if listen.startswith("[::]:") else ""
-        errors = "\n".join(f"        error_page {_codes(answer)} @gateway_{answer.status};" for answer in ANSWERS)
+        errors = "\n".join(f"        error_page {_codes(answer)} {_error_place(answer)};" for answer in ANSWERS)
         bodies = "\n".join(_error_location(answer) for answer in ANSWERS)
         return f"""
     server {{
@@ -346,7 +356,14 @@ def _codes(answer: Answer) -> str:
 def _error_location(answer: Answer) -> str:
     headers = {**answer.headers, "X-Request-ID": "$gateway_request_id"}
     added = " ".join(f"add_header {name} {value} always;" for name, value in headers.items())
-    return f"        location @gateway_{answer.status} {{ {added} return {answer.status} {quote(answer.body)}; }}"
+    place = _error_place(answer)
+    place, kind = (f"= {place}", "internal; ") if place.startswith("/") else (place, "")
+    return f"        location {place} {{ {kind}{added} return {answer.status} {quote(answer.body)}; }}"
+
+
+def _error_place(answer: Answer) -> str:
+    """Where an answer stands. nginx leads a request without a usable path to no named location, but to a 500."""
+    return f"/gateway/error/{answer.status}" if answer.is_pathless else f"@gateway_{answer.status}"
 
 
 def _seconds(value: float) -> str:

@@ -258,6 +258,8 @@ class Actor:
 
     async def _probe(self, ask: f.Probe) -> None:
         self._post(await self._prober.probe(ask))
+        if ask.spec.gateway and not ask.starting:
+            self._gateways.door(ask.spec).look()
 
     async def _kill(self, name: str, evidence: bool) -> None:
         if evidence and (spec := self._specs.get(name)):

@@ -38,6 +38,9 @@ class GatewayDoor(Protocol):
     def route(self, route: f.Route) -> None:
         """Remember what the gateway is to do, and have it do so soon; never waits, and the last one counts."""
 
+    def look(self) -> None:
+        """Look whether the gateway still does what it is to do, if that is not known otherwise; never waits."""
+
     async def prepare(self, spec: ServerSpec) -> Problem | None:
         """Make what must be there before a start, by the last route; a problem stops the start."""
 
@@ -69,4 +72,8 @@ def _open_door(engine: str, tools: GatewayTools) -> GatewayDoor:
         from infer_dev_entry.init.nginx import NginxDoor
 
         return NginxDoor(tools)
+    if engine == "sglang-router":
+        from infer_dev_entry.init.sglang_router import RouterDoor
+
+        return RouterDoor(tools)
     raise ValueError(f"no gateway is called {engine}")

@@ -19,7 +19,7 @@ from pathlib import Path
 from infer_dev_entry import fleet as f
 from infer_dev_entry.errors import RunDirError
 from infer_dev_entry.gateway.keys import ApiKey
-from infer_dev_entry.gateway.nginx import STATUS_PATH, key_pattern, render_nginx
+from infer_dev_entry.gateway.nginx import STATUS_PATH, find_complaint, key_pattern, render_nginx
 from infer_dev_entry.init.access_log import AccessLog
 from infer_dev_entry.init.gateway import GatewayTools, Problem
 from infer_dev_entry.init.keys_watch import KeysWatch
@@ -31,7 +31,7 @@ from infer_dev_entry.rundir import read_text, write_private
 from infer_dev_entry.spec import ServerSpec
 
 # A key file and the size of a log are looked at this often.
-LOOK_S = 2.0
+LOOK_S = 1.0
 # Testing takes some 20 ms. A file system or a resolver that hangs must not hold up every start for longer.
 TEST_TIMEOUT_S = 5.0
 FILES_TIMEOUT_S = 5.0
@@ -67,6 +67,9 @@ class NginxDoor:
         self._news.set()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._follow())
+
+    def look(self) -> None:
+        """Nothing: what runs is looked at together with the files."""
 
     async def prepare(self, spec: ServerSpec) -> Problem | None:
         """Write the configuration that a start reads, tested; a problem stops the start."""
@@ -235,16 +238,6 @@ class NginxDoor:
             # As root nginx gives its workers to `nobody`, who has to reach the files of large bodies there.
             os.chmod(dict(spec.environment)["TMPDIR"], 0o711)
         self._access_log.make(spec.gateway.access_log)
-
-
-def find_complaint(output: str) -> str:
-    """Return the first line of nginx's output that tells a fault, without its prefix."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    grave = [line for line in lines if re.search(r"\[(?:emerg|alert|crit)\]", line)]
-    line = (grave or lines or [""])[0]
-    if "bearer" in line.lower():
-        return "it refuses the line of a key or of a server's key"  # and quotes it
-    return re.sub(r"^(?:nginx: |[0-9/]+ [0-9:]+ )(\[[a-z]+\] )(?:[0-9]+#[0-9]+: )?", r"\1", line)
 
 
 def _secrets(keys: tuple[ApiKey, ...], ready: tuple[ServerSpec, ...]) -> tuple[str, ...]:

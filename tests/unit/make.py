@@ -7,7 +7,7 @@ from typing import Any
 
 from infer_dev_entry.decide import decide
 from infer_dev_entry.fleet import Action, Fleet, Observation, ProbeSeen, ProcessSeen, Server, StartSeen, SupervisorSeen
-from infer_dev_entry.spec import ProbeSpec, RestartSpec, ServerSpec
+from infer_dev_entry.spec import GatewaySpec, ProbeSpec, RestartSpec, RouteSpec, ServerSpec
 
 PROBE = ProbeSpec(
     startup_path="/health",
@@ -40,6 +40,38 @@ def make_spec(name: str = "a", **changes: Any) -> ServerSpec:
         restart=RESTART,
     )
     return replace(spec, **changes)
+
+
+def make_gateway(*servers: str, **changes: Any) -> ServerSpec:
+    """Return a gateway before servers (a and b), with changes of its GatewaySpec."""
+    names = servers or ("a", "b")
+    gateway = GatewaySpec(
+        pool=names,
+        routes=tuple(RouteSpec(name=name, servers=(name,)) for name in names),
+        conf="/run/x/config/gateway.conf",
+        access_log="/tmp/access.log",
+        api_keys_file="",
+        tls_certificate="",
+        tls_certificate_key="",
+        http2=True,
+        rate_per_s=0.0,
+        burst=20,
+        max_connections=0,
+        max_body_bytes=1_000_000,
+        client_timeout_s=15.0,
+        read_timeout_s=3600.0,
+        workers=2,
+    )
+    return make_spec(
+        "gateway",
+        engine="nginx",
+        argv=("nginx", "-e", "stderr", "-p", "/tmp/x/gateway/", "-c", gateway.conf),
+        environment=(("TMPDIR", "/tmp/x/gateway"),),
+        port=8000,
+        stop_signal="QUIT",
+        probe=replace(PROBE, port=18000),
+        gateway=replace(gateway, **changes),
+    )
 
 
 class Story:

@@ -26,6 +26,7 @@ PURE = (
     *("smoke/rows.py", "smoke/facts.py"),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "decide").glob("*.py")),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "diagnosis").glob("*.py")),
+    *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "gateway").glob("*.py")),
     *(
         f"bundle/{name}.py"
         for name in (

@@ -11,7 +11,7 @@ import pytest
 
 from infer_dev_entry.config import NoHost, ResolveOptions, resolve
 from infer_dev_entry.config.docs import render_key_table
-from infer_dev_entry.config.keys import CONTROL, INSTANCE_TABLES, MASTER
+from infer_dev_entry.config.keys import CONTROL, GATEWAY, INSTANCE_TABLES, MASTER
 from infer_dev_entry.config.schema import render_schema
 from infer_dev_entry.errors import ConfigError
 
@@ -89,7 +89,7 @@ def test_page_holds_the_generated_key_table() -> None:
 
 
 def test_key_table_has_a_row_for_every_key() -> None:
-    keys = [*MASTER, *(key for table, _ in INSTANCE_TABLES.values() for key in table)]
+    keys = [*MASTER, *GATEWAY, *(key for table, _ in INSTANCE_TABLES.values() for key in table)]
     assert render_key_table().count("\n") == len(keys) + 2
     assert all(key.text for key in keys)
 

@@ -1,0 +1,343 @@
+"""A gateway that lives: servers come and go behind it, keys change, it is killed, and streams go on meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from fleet import SYSTEM_PYTHON, Fleet, get
+from gateway import ALICE, BOB, NGINX, Client, Site, needs_nginx
+from wait import wait_until
+
+pytestmark = needs_nginx
+pytest_plugins = ("fleet_fixtures",)
+
+
+def streams_of(port: int) -> dict[str, int]:
+    """What a fake server says of its streams."""
+    found: dict[str, int] = json.loads(get(port, "/v1/fake/streams")[1])
+    return found
+
+
+def test_stream_flows_token_by_token_and_a_client_that_leaves_ends_it(fleet: Fleet) -> None:
+    site = Site(fleet, "a")
+    site.write()
+    site.start()
+    seen = site.client.stream(tokens=8, pause_s=0.1)
+    assert seen.complete and seen.tokens == 8
+    gaps = [later - earlier for earlier, later in zip(seen.times, seen.times[1:], strict=False)]
+    assert len(seen.times) >= 8, "tokens were held back and came together"
+    assert max(gaps) < 0.4 and sorted(gaps)[len(gaps) // 2] > 0.05
+    # A client that closes in the middle: the server learns of it within a token or two, not at the end.
+    with connect(site.port) as peer:
+        body = b'{"stream": true, "tokens": 100, "pause_s": 0.05}'
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        peer.sendall(head.encode() + body)
+        assert peer.recv(1000)
+        assert streams_of(site.ports["a"])["running"] == 1
+    wait_until(lambda: streams_of(site.ports["a"])["broken"] == 1, 2, "the server to learn that its client has left")
+
+
+def test_killed_server_costs_only_what_it_held_and_comes_back(fleet: Fleet) -> None:
+    site = Site(fleet, "a", "b")
+    site.write()
+    site.start()
+    running = {name: site.client.start_stream(40, 0.05, f"/{name}/v1") for name in ("a", "b")}
+    wait_until(lambda: all(streams_of(port)["streamed"] for port in site.ports.values()), 5, "both to stream")
+    stop = threading.Event()
+    statuses: list[int] = []
+
+    def ask_all_the_time() -> None:
+        while not stop.is_set():
+            statuses.append(site.client.ask("/v1/models").status)
+
+    asker = threading.Thread(target=ask_all_the_time, daemon=True)
+    asker.start()
+    old = fleet.kill_server("a")
+    fleet.wait_again("a", old)
+    site.wait_pool("a", "b")
+    stop.set()
+    asker.join(5)
+    assert len(statuses) > 50 and set(statuses) == {200}
+    lost, kept = running["a"].result(), running["b"].result()
+    assert not lost.complete and lost.status == 200  # begun, so never sent to another
+    assert kept.complete and kept.tokens == 40
+    assert fleet.row("gateway")["restarts"] == 0
+
+
+def test_request_that_kills_its_server_is_tried_once_more_and_no_further(fleet: Fleet) -> None:
+    site = Site(fleet, "a", "b", "c")
+    site.write()
+    site.start()
+    answer = site.client.ask("/v1/chat/completions", body={"die": True})
+    assert answer.status == 502 and answer.json["error"]["code"] == "server_broke_off"
+    fleet.wait(lambda: len(fleet.events("server.crashed")) >= 2, 5, "two servers to crash")
+    row = site.wait_logged(status=502)
+    assert len(row["server"].split(",")) == 2
+    assert site.client.ask("/v1/models").status == 200
+    assert len(fleet.events("server.crashed")) == 2
+
+
+def test_pool_without_a_ready_server_says_so_until_one_is(fleet: Fleet) -> None:
+    site = Site(fleet, "a", "b")
+    gate = fleet.base / "hang"
+    site.write(flags={"a": ("--load-s", "1.5"), "b": ("--hang-file", str(gate))})
+    gate.touch()
+    fleet.start()
+    fleet.wait_state("gateway", "ready")  # it waits for nobody
+    answer = site.client.ask("/v1/chat/completions", body={"messages": []})
+    assert answer.status == 503 and int(answer.headers["retry-after"]) > 0
+    assert answer.json["error"]["code"] == "no_server_ready" and "a, b" in answer.json["error"]["message"]
+    assert site.client.ask("/health").status == 503
+    site.wait_pool("a")
+    assert site.client.ask("/health").status == 200 and site.client.ask("/v1/models").status == 200
+    assert "waited for: b" in site.client.ask("/b/v1/models").json["error"]["message"]
+    gate.unlink()
+    site.wait_pool("a", "b")
+    # A hang leaves the pool at the first probe that fails, long before the server is ended for it.
+    gate.touch()
+    site.wait_pool("a")
+    assert fleet.row("b")["state"] == "unhealthy"
+    gate.unlink()
+    assert fleet.cli("stop", "a").returncode == 0
+    site.wait_pool("b")
+
+
+def test_keys_are_added_revoked_and_kept_without_dropping_a_stream(fleet: Fleet) -> None:
+    site = Site(fleet, "a")
+    site.write(api_keys_file=site.with_keys())
+    site.start()
+    bob = Client(site.port, BOB)
+    running = bob.start_stream(120, 0.05)
+    wait_until(lambda: streams_of(site.ports["a"])["streamed"], 5, "bob's stream to begin")
+    site.with_keys(f"alice: {ALICE}\n")
+    wait_until(lambda: bob.ask().status == 401, 5, "bob's key to be revoked")
+    assert site.client.ask().status == 200
+    # A bad file: the keys that were serve on, the log and the status say why, and neither says a key.
+    site.with_keys(f"alice: {ALICE}\n{BOB} with a blank\n")
+    row = fleet.wait_state("gateway", "ready", reason="line 2: white space in the key")
+    assert "the 1 old keys stay in force" in row["reason"] and "keys check" in row["mend"]
+    assert (site.client.ask().status, bob.ask().status) == (200, 401)
+    site.keys.unlink()
+    fleet.wait_state("gateway", "ready", reason="no such file")
+    assert site.client.ask().status == 200
+    site.with_keys(f"bob: {BOB}\n")
+    wait_until(lambda: (site.client.ask().status, bob.ask().status) == (401, 200), 5, "bob to be let in again")
+    fleet.wait(lambda: fleet.row("gateway")["reason"] == "", 5, "the reason to go")
+    stream = running.result()
+    assert stream.complete and stream.tokens == 120
+    said = fleet.event_log.read_text() + fleet.log_of("gateway")
+    assert BOB not in said and ALICE not in said
+    assert fleet.row("gateway")["restarts"] == 0
+
+
+def test_killed_nginx_comes_back_with_the_servers_that_are_ready_then(fleet: Fleet) -> None:
+    site = Site(fleet, "a", "b")
+    site.write()
+    site.start()
+    assert fleet.cli("stop", "a").returncode == 0
+    site.wait_pool("b")
+    old = fleet.kill_server("gateway")
+    fleet.wait_again("gateway", old)
+    assert 'server="a"} 0' in site.metrics() and 'server="b"} 1' in site.metrics()
+    assert site.client.ask("/v1/models").status == 200
+    # By hand as well, and after a killed supervisord.
+    assert fleet.cli("ctl", "restart", "sglang:gateway").returncode == 0
+    fleet.wait_ready("gateway")
+    site.wait_pool("b")
+    fleet.kill(fleet.supervisor().pid)
+    fleet.wait_event("supervisor.lost")
+    fleet.wait_ready("b", "gateway")
+    site.wait_pool("b")
+    assert len(fleet.find_processes("nginx: master process")) <= 1
+
+
+def test_update_reroutes_a_running_gateway_and_drains_it_when_its_port_moves(fleet: Fleet) -> None:
+    site = Site(fleet, "a", "b")
+    site.write()
+    site.start()
+    before = fleet.row("gateway")["pid"]
+    running = site.client.start_stream(60, 0.05)
+    wait_until(lambda: sum(streams_of(port)["streamed"] for port in site.ports.values()), 5, "a stream to begin")
+    config = site.write(instances=["b"], rate_per_s=1000, name="fewer")
+    assert fleet.cli("serve", str(config), "--wait", "20").returncode == 0
+    wait_until(lambda: "gateway_rate" in (fleet.run_dir / "config/gateway.conf").read_text(), 5, "the limit")
+    assert fleet.row("gateway")["pid"] == before
+    config = site.write(host="127.0.0.2")
+    assert fleet.cli("serve", str(config), "--wait", "30").returncode == 0
+    assert fleet.row("gateway")["pid"] != before
+    seen = running.result()
+    assert seen.complete and seen.tokens == 60  # nginx was told to drain, not to stop
+
+
+def test_stop_lets_streams_end_and_closes_the_port_at_once(fleet: Fleet) -> None:
+    site = Site(fleet, "a")
+    site.write(flags={"a": ("--drain-s", "0")})
+    site.start()
+    running = site.client.start_stream(30, 0.05)
+    wait_until(lambda: streams_of(site.ports["a"])["streamed"], 5, "the stream to begin")
+    assert fleet.stop() == 0
+    seen = running.result()
+    assert seen.complete and seen.tokens == 30
+    assert fleet.wait_event("entry.stopped")["had_to_kill"] == []
+
+
+def test_two_hundred_streams_flow_at_once_through_a_reload(fleet: Fleet) -> None:
+    site = Site(fleet, "a", "b")
+    site.write(api_keys_file=site.with_keys())
+    site.start()
+    with ThreadPoolExecutor(200) as pool:
+        running = [pool.submit(site.client.stream, 12, 0.2) for _ in range(200)]
+        wait_until(lambda: sum(streams_of(port)["running"] for port in site.ports.values()) >= 200, 15, "200 streams")
+        held = [streams_of(port)["running"] for port in site.ports.values()]
+        site.with_keys(f"bob: {BOB}\n")
+        wait_until(lambda: site.client.ask().status == 401, 5, "the reload")
+        seen = [stream.result(40) for stream in running]
+    assert all(stream.complete and stream.tokens == 12 for stream in seen), [s for s in seen if not s.complete][:3]
+    assert max(held) - min(held) <= 8, held  # least connections, counted over all workers
+
+
+def test_limits_of_a_key_concern_that_key_alone(fleet: Fleet) -> None:
+    site = Site(fleet, "a")
+    site.write(api_keys_file=site.with_keys(), rate_per_s=1, burst=3, max_connections=2)
+    site.start()
+    bob = Client(site.port, BOB)
+    answers = [site.client.ask("/v1/models") for _ in range(12)]
+    refused = [answer for answer in answers if answer.status == 429]
+    assert 6 <= len(refused) <= 9 and answers[0].status == 200
+    assert refused[0].json["error"]["type"] == "rate_limit_error" and refused[0].headers["retry-after"] == "1"
+    running = [bob.start_stream(40, 0.05) for _ in range(2)]
+    wait_until(lambda: streams_of(site.ports["a"])["running"] == 2, 5, "bob's two streams")
+    assert bob.ask("/v1/models").status == 429
+    assert all(stream.result().complete for stream in running)
+
+
+def test_tls_serves_http2_and_http1_and_refuses_old_protocols_and_plain_http(fleet: Fleet) -> None:
+    site = Site(fleet, "a")
+    certificate, key = make_certificate(fleet.base)
+    site.write(tls_certificate=str(certificate), tls_certificate_key=str(key), host="127.0.0.1")
+    fleet.start()
+    rows = fleet.wait_ready("a", "gateway")
+    assert rows["gateway"]["url"] == f"https://127.0.0.1:{site.port}"
+    trust = ssl.create_default_context(cafile=str(certificate))
+    client = Client(site.port, "", trust)
+    wait_until(lambda: client.ask().status == 200, 5, "an answer over TLS")
+    assert client.ask("/v1/fake/echo").json["headers"]["x-forwarded-proto"] == "https"
+    assert client.stream(3, 0.05).complete
+    http2 = ssl.create_default_context(cafile=str(certificate))
+    http2.set_alpn_protocols(["h2"])
+    with http2.wrap_socket(
+        Client(site.port)._connect(5).sock or connect(site.port), server_hostname="127.0.0.1"
+    ) as peer:
+        assert peer.selected_alpn_protocol() == "h2" and peer.version() == "TLSv1.3"
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+    old.set_ciphers("DEFAULT:@SECLEVEL=0")
+    old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises((ssl.SSLError, OSError)):
+        old.wrap_socket(connect(site.port))
+    assert Client(site.port).raw(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    # A certificate that is replaced by one that does not match: nginx refuses it, and the old one serves on.
+    other = fleet.base / "other"
+    other.mkdir()
+    make_certificate(other)[1].replace(key)
+    fleet.cli("stop", "a")
+    row = fleet.wait_state("gateway", "ready", reason="nginx refuses its configuration")
+    assert "key values mismatch" in row["reason"]
+    assert client.ask("/health").status == 200
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def make_certificate(base: Path) -> tuple[Path, Path]:
+    """Make a self-signed certificate of 127.0.0.1."""
+    certificate, key = base / "cert.pem", base / "key.pem"
+    new = ("req", "-x509", "-nodes", "-days", "2", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
+    names = ("-subj", "/CN=gateway", "-addext", "subjectAltName=IP:127.0.0.1")
+    files = ("-keyout", str(key), "-out", str(certificate))
+    subprocess.run(["openssl", *new, *names, *files], check=True, capture_output=True, timeout=20)
+    return certificate, key
+
+
+def test_nginx_that_cannot_start_says_why_and_starts_once_it_can(fleet: Fleet) -> None:
+    site = Site(fleet, "a")
+    fake = fleet.base / "nginx"
+    permit = fleet.base / "permit"
+    refusal = f"[ -e {permit} ] || {{ echo 'nginx: [emerg] no luck today' >&2; exit 1; }}"
+    fake.write_text(f'#!/bin/sh\n{refusal}\nexec {NGINX} "$@"\n')
+    fake.chmod(0o755)
+    site.write(binary=str(fake))
+    fleet.start()
+    row = fleet.wait_state("gateway", "backoff", reason="nginx refuses its configuration: [emerg] no luck today")
+    assert "gateway check" in row["mend"]
+    fleet.wait_ready("a")  # a gateway that fails harms no server
+    permit.touch()
+    fleet.wait_ready("gateway")
+    assert site.client.ask().status == 200
+
+
+def test_access_log_rotates_and_nginx_writes_to_the_new_one(fleet: Fleet) -> None:
+    site = Site(fleet, "a")
+    site.write(log_max_bytes=3000, log_backups=2)
+    site.start()
+    log = fleet.log_dir / "sglang-server-gateway-access.log"
+    for number in range(3):
+        for _ in range(15):
+            site.client.ask("/v1/models", X_Request_ID=f"turn-{number}")
+        wait_until(lambda: log.stat().st_size < 3000, 8, "the log to rotate")
+    site.client.ask("/v1/models", X_Request_ID="last")
+    site.wait_logged(id="last")
+    assert sorted(path.name for path in fleet.log_dir.glob("*access*")) == [log.name, f"{log.name}.1", f"{log.name}.2"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs servers as another user")
+def test_gateway_of_another_user_runs_tests_and_logs_as_that_user(fleet: Fleet) -> None:
+    site = Site(fleet, "a")
+    nobody = pwd.getpwnam("nobody").pw_uid
+    config = site.write(api_keys_file=site.with_keys())
+    # The interpreter of the tests may be where that user may not go.
+    config.write_text(config.read_text().replace(sys.executable, SYSTEM_PYTHON))
+    site.start(AUTO_INFER_SGLANG_USER="nobody")
+    assert site.client.ask("/v1/chat/completions", body={"messages": [{"content": "z" * 600_000}]}).status == 200
+    nginx = [member for member in fleet.members() if any("nginx:" in word for word in member.argv)]
+    assert len(nginx) == 3 and {member.uid for member in nginx} == {nobody}
+    conf = fleet.run_dir / "config/gateway.conf"
+    assert conf.stat().st_uid == nobody and conf.stat().st_mode & 0o777 == 0o600
+    assert (fleet.log_dir / "sglang-server-gateway-access.log").stat().st_uid == nobody
+    assert site.wait_logged(status=200)
+    site.with_keys(f"bob: {BOB}\n")
+    wait_until(lambda: site.client.ask().status == 401, 5, "the reload")
+
+
+def test_full_disk_leaves_the_old_pools_in_force_and_says_so(fleet: Fleet) -> None:
+    site = Site(fleet, "a", "b")
+    run_dir = fleet.base / "run"
+    run_dir.mkdir(mode=0o700)
+    site.write()
+    fleet.start(prelude=f"mount -t tmpfs -o size=1m,mode=700 none {run_dir}")
+    fleet.look_at(Path(f"/proc/{fleet.pid}/root{run_dir}"))
+    fleet.wait_ready("a", "b", "gateway")
+    site.wait_pool("a", "b")
+    filler = Path(f"/proc/{fleet.pid}/root{run_dir}/filler")
+    with pytest.raises(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    old = fleet.kill_server("b")
+    row = fleet.wait_state("gateway", "ready", reason="cannot")
+    assert "No space left" in row["reason"]
+    assert all(site.client.ask("/v1/models").status == 200 for _ in range(10))
+    filler.unlink()
+    fleet.wait_again("b", old)
+    site.wait_pool("a", "b")
+    fleet.wait(lambda: fleet.row("gateway")["reason"] == "", 10, "the reason to go")
