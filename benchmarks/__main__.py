@@ -16,6 +16,7 @@ from benchmarks.tables import Table, render_table, table_data
 NAMES = (
     *("gates_off", "container", "respawn", "spawn", "stop", "hang", "probe", "idle", "config256"),
     *("install", "reboot", "shell_archive"),
+    "policy",
 )
 
 
