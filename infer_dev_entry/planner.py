@@ -17,7 +17,7 @@ from infer_dev_entry.host import LiveHost, read_config
 from infer_dev_entry.install.activation import activated_environ
 from infer_dev_entry.install.marker import LINK_NAME, read_marker
 from infer_dev_entry.render import environment_problem
-from infer_dev_entry.rundir import default_run_dir, read_fleet_id, write_private
+from infer_dev_entry.rundir import default_run_dir, instance_tmp_dir, read_fleet_id, write_private
 from infer_dev_entry.settings import Settings, parse_settings
 from infer_dev_entry.spec import Plan, render_plan
 
@@ -83,12 +83,6 @@ def activate_plan(plan: Plan, project_dir: str, environ: Mapping[str, str]) -> P
         if name not in usable
     )
     return replace(plan, servers=servers, warnings=(*plan.warnings, *left_out))
-
-
-def instance_tmp_dir(environ: Mapping[str, str], fleet_id: str) -> str:
-    """Return the directory that holds each instance's private TMPDIR; short, as sockets are made in it."""
-    base = environ.get("TMPDIR", "").strip() or "/tmp"
-    return f"{base.rstrip('/')}/infer-dev-{fleet_id}"
 
 
 def main() -> int:

@@ -129,6 +129,12 @@ def read_fleet_id(run_dir: str) -> str:
     return fresh
 
 
+def instance_tmp_dir(environ: Mapping[str, str], fleet_id: str) -> str:
+    """Return the directory that holds each instance's private TMPDIR; short, as sockets are made in it."""
+    base = environ.get("TMPDIR", "").strip() or "/tmp"
+    return f"{base.rstrip('/')}/infer-dev-{fleet_id}"
+
+
 def read_text(path: str, limit_bytes: int = 65536) -> str:
     """Read a small text file; a missing or unreadable one is empty."""
     with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:

@@ -52,6 +52,10 @@ VARIABLES: dict[str, tuple[str, str]] = {
         "sockets and supervisord's files (default: `/run/infer-dev`; a private dir when not root)",
     ),
     "INFER_DEV_HELPER_DIR": (DEFAULT_HELPER_DIR, "where the helper links for `docker exec` live"),
+    "INFER_DEV_API_KEY": (
+        "",
+        "the key that `infer-dev smoke` and `infer_dev_entry.client` send, where a server's own cannot be read",
+    ),
     "INFER_DEV_STATUS_ADDR": (
         "",
         "`host:port` of a read-only HTTP endpoint with `/status` and `/health` (default: off)",

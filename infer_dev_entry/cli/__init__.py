@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "health": ("infer_dev_entry.cli.health", "exit 0 when everything that should serve is ready (for HEALTHCHECK)"),
     "config": ("infer_dev_entry.cli.config", "check, show or render a TOML config; print its JSON Schema"),
     "doctor": ("infer_dev_entry.cli.doctor", "look for what keeps servers from serving, and how to mend it"),
+    "smoke": ("infer_dev_entry.cli.smoke", "check what a server does for its users, as they ask it"),
     "policy": ("infer_dev_entry.cli.policy", "choose a policy by expected free energy, of a model's or a file's"),
     "helpers": ("infer_dev_entry.cli.helpers", "install the helper links for docker exec"),
     "demo": ("infer_dev_entry.cli.demo", "run a small real model on this machine's CPU"),

@@ -156,7 +156,7 @@ class AsyncRuntime:
 
     async def models(self) -> tuple[str, ...]:
         """Return the names of the models that the server lists, asked anew."""
-        self._served = parse_models(await self._open().get_models(self.timeout_s))
+        self._served = await self._ask_models(self.timeout_s)
         return tuple(model.id for model in self._served)
 
     # -- its end
@@ -196,7 +196,8 @@ class AsyncRuntime:
         body = await self._body(question, call, limit)
         chat = not isinstance(question, str)
         answer = await self._open().ask(body, chat=chat, timeout_s=max(0.001, ends - clock()))
-        return parse_answer(answer, chat=chat)
+        with self._connection.naming():
+            return parse_answer(answer, chat=chat)
 
     async def pieces(self, question: Question, call: CallOptions) -> AsyncGenerator[Delta, None]:
         """Stream with options that are checked already."""
@@ -206,7 +207,8 @@ class AsyncRuntime:
         ended = False
         async with aclosing(self._open().stream(body, chat=chat, timeout_s=limit)) as events:
             async for event in events:
-                delta = parse_event(event, chat=chat)
+                with self._connection.naming():
+                    delta = parse_event(event, chat=chat)
                 ended = ended or bool(delta.finish_reason)
                 yield delta
         if not ended:
@@ -219,11 +221,16 @@ class AsyncRuntime:
         chat = not isinstance(question, str)
         by_make = call.json_schema is not None and not chat
         if not self._served and (by_make or not self._model):
-            self._served = parse_models(await self._open().get_models(limit))
+            self._served = await self._ask_models(limit)
         first = self._served[0] if self._served else None
         model = self._model or (first.id if first else "")
         options = render_body(call, owned_by=first.owned_by if first else "", chat=chat)
         return {"model": model, "messages" if chat else "prompt": question} | options
+
+    async def _ask_models(self, limit: float) -> tuple[ServedModel, ...]:
+        data = await self._open().get_models(limit)
+        with self._connection.naming():
+            return parse_models(data)
 
     def _limit(self, call: CallOptions) -> float:
         return self.timeout_s if call.timeout_s is None else call.timeout_s

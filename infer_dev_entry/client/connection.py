@@ -15,7 +15,7 @@ from infer_dev_entry.errors import (
     ClientError,
     UnreachableError,
 )
-from infer_dev_entry.redact import redact_line
+from infer_dev_entry.redact import MASK
 
 # A server on this machine takes the connection at once; one that is far gets this long.
 CONNECT_TIMEOUT_S = 10.0
@@ -23,6 +23,7 @@ CONNECT_TIMEOUT_S = 10.0
 LONGEST_STREAM_S = 24 * 3600.0
 LARGEST_ANSWER_BYTES = 64 * 1024 * 1024
 LARGEST_ERROR_BYTES = 64 * 1024
+_SHORTEST_SECRET = 4  # a shorter key would blot out half of every message
 _NO_KEY = "none"  # the client insists on one; servers without a key do not look at it
 
 
@@ -41,7 +42,7 @@ def import_openai() -> Any:
     return openai
 
 
-class _StatusSeen(Exception):
+class _StatusSeenError(Exception):
     """An answer that is no success, with the beginning of its body."""
 
     def __init__(self, status: int, body: bytes) -> None:
@@ -59,7 +60,7 @@ async def _stop_at_failure(response: Any) -> None:
         body += part
         if len(body) > LARGEST_ERROR_BYTES:
             break
-    raise _StatusSeen(response.status_code, body[:LARGEST_ERROR_BYTES])
+    raise _StatusSeenError(response.status_code, body[:LARGEST_ERROR_BYTES])
 
 
 class Connection:
@@ -111,6 +112,14 @@ class Connection:
                         return
                     yield event
 
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """Name the address in the errors of whoever reads an answer of ours."""
+        try:
+            yield
+        except ClientError as error:
+            raise self._named(error) from error.__cause__
+
     async def close(self) -> None:
         """Close what is open."""
         client, self._client = self._client, None
@@ -161,7 +170,7 @@ class Connection:
         """Turn what the client and the network raise into our errors, with the address and without the key."""
         try:
             yield
-        except _StatusSeen as seen:
+        except _StatusSeenError as seen:
             raise self._named(failure_of_status(seen.status, seen.body)) from None
         except ClientError as error:
             raise self._named(error) from error.__cause__
@@ -181,7 +190,7 @@ class Connection:
     def _of_connection(self, error: Exception) -> ClientError:
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, _StatusSeen):
+            if isinstance(cause, _StatusSeenError):
                 return self._named(failure_of_status(cause.status, cause.body))
             last, cause = cause, cause.__cause__ or cause.__context__
         kind = type(error.__cause__ or error).__name__
@@ -206,4 +215,4 @@ class Connection:
         return type(error)(f"cannot ask {self._url}: {self._clean(str(error))}")
 
     def _clean(self, text: str) -> str:
-        return redact_line(text, (self._api_key,) if self._api_key else ())
+        return text.replace(self._api_key, MASK) if len(self._api_key) >= _SHORTEST_SECRET else text

@@ -13,6 +13,7 @@ from infer_dev_entry.errors import (
     RefusedKeyError,
     UnknownModelError,
 )
+from infer_dev_entry.redact import redact_line
 
 _LONGEST_WORDS = 400
 
@@ -35,7 +36,7 @@ def failure_of_event(error: object) -> ClientError:
 def _failure(status: int, what: str, words: str) -> ClientError:
     said = f": {words}" if words else ""
     if status in (401, 403):
-        return RefusedKeyError(f"{what}: it refuses the API key; give api_key=, or set INFER_DEV_API_KEY")
+        return RefusedKeyError(f"{what}: it refuses the API key; give api_key, or set INFER_DEV_API_KEY")
     if status == 404:
         return UnknownModelError(f"{what}{said}; see models() for what is served, and the URL for a wrong path")
     if status in (429, 503):
@@ -60,4 +61,4 @@ def _words(body: bytes) -> str:
             data = data[key]
     text = data if isinstance(data, str) else json.dumps(data)
     text = " ".join("".join(char if char.isprintable() else " " for char in text[: 4 * _LONGEST_WORDS]).split())
-    return text if len(text) <= _LONGEST_WORDS else text[:_LONGEST_WORDS] + "…"
+    return redact_line(text if len(text) <= _LONGEST_WORDS else text[:_LONGEST_WORDS] + "…")

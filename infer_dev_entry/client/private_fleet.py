@@ -21,10 +21,10 @@ from typing import Any
 from infer_dev_entry.client.target import Target, choose_row, target_of_row
 from infer_dev_entry.client.toml import render_toml
 from infer_dev_entry.control_client import ask
-from infer_dev_entry.errors import ClientError, EntryError, NotReadyError, NotRunningError, RunDirError
+from infer_dev_entry.errors import ClientError, ConfigError, EntryError, NotReadyError, NotRunningError, RunDirError
 from infer_dev_entry.logtail import read_last_line
 from infer_dev_entry.proctree import end_leftovers, track
-from infer_dev_entry.rundir import read_fleet_id, write_private
+from infer_dev_entry.rundir import instance_tmp_dir, read_fleet_id, write_private
 from infer_dev_entry.settings import PREFIX
 from infer_dev_entry.spec import Plan
 
@@ -40,7 +40,7 @@ _LONGEST_TMP = 40  # a unix socket's path has room for 107 bytes, and supervisor
 
 
 class PrivateFleet:
-    """One life of a fleet below a directory of its own. `close` may be called at any time, from any thread, and twice."""
+    """One life of a fleet below a directory of its own. `close` may be called at any time, by any thread."""
 
     def __init__(
         self, config: str | os.PathLike[str] | Mapping[str, Any], *, name: str, environ: Mapping[str, str]
@@ -82,6 +82,7 @@ class PrivateFleet:
             if run_dir:
                 if self._fleet_id:
                     asyncio.run(end_leftovers(track(f"{self._fleet_id}/", 0)))
+                    shutil.rmtree(instance_tmp_dir(self._environ, self._fleet_id), ignore_errors=True)
                 shutil.rmtree(run_dir, ignore_errors=True)
 
     # -- the start
@@ -102,7 +103,13 @@ class PrivateFleet:
         self._environ["INFER_DEV_RUN_DIR"] = self._run_dir
         self._fleet_id = read_fleet_id(self._run_dir)
         path = self._write_config()
-        plan = make_plan(self._environ, path)
+        try:
+            plan = make_plan(self._environ, path)
+        except ConfigError as error:  # a mapping is known to nobody by the name of our file
+            mine = path.startswith(f"{self._run_dir}/")
+            raise ConfigError(
+                tuple(fault.replace(path, "config") if mine else fault for fault in error.faults)
+            ) from None
         names = [server.name for server in plan.servers]
         if not names:
             raise ClientError(f"cannot start the servers: {plan.source} has none that is enabled")

@@ -27,7 +27,7 @@ _THREAD_END_S = 5.0
 
 
 class Runtime:
-    """A served model. Make it with `attach` or `start`; threads may share it. Every call is bounded, none is retried."""
+    """A served model. Make it with `attach` or `start`; threads may share it. Calls are bounded, none is retried."""
 
     def __init__(self, core: AsyncRuntime, loop: _LoopThread) -> None:
         self._core = core

@@ -1,4 +1,4 @@
-"""Find the server that a caller means: by URL, or by name in the fleet that runs, with its key where that can be read."""
+"""Find the server that a caller means, by URL or by name in the running fleet, and its key where that can be read."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _find_key(name: str, paths: Sequence[str], environ: Mapping[str, str]) -> st
             return given
         raise RefusedKeyError(
             f"cannot attach to {name}: it may ask for an API key, which this user cannot read ({error.filename}: "
-            f"{error.strerror}); give api_key=, or set {KEY_VARIABLE}"
+            f"{error.strerror}); give api_key, or set {KEY_VARIABLE}"
         ) from error
     return key or given
 

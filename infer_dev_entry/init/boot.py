@@ -15,7 +15,7 @@ from infer_dev_entry.init.control import serve_control
 from infer_dev_entry.init.loop import FleetLoop
 from infer_dev_entry.init.mirror_child import MirrorChild
 from infer_dev_entry.init.owner import Owner, find_owner
-from infer_dev_entry.init.parent import follow_parent
+from infer_dev_entry.init.parent import follow_parent, remove_traces
 from infer_dev_entry.init.reaper import Reaper, describe_end
 from infer_dev_entry.init.requests import Requests
 from infer_dev_entry.init.spawn import exit_code, give_terminal, signal_group, spawn_command
@@ -67,6 +67,7 @@ class _Entry:
         self._environ = environ
         self._mask = mask
         self._parent = parent
+        self._parent_gone = False
         self._log = get_log()
         self._run_dir = default_run_dir(environ)
         self._reaper = Reaper()
@@ -249,6 +250,7 @@ class _Entry:
 
     def _take_parent_end(self) -> None:
         self._log.warning("entry.parent_gone", pid=self._parent)
+        self._parent_gone = True
         self._stopping.set()
 
     # -- the end
@@ -274,6 +276,8 @@ class _Entry:
             killed = loop.fleet.had_to_kill
             took_s = round(asyncio.get_running_loop().time() - began, 2)
             self._log.info("entry.stopped", took_s=took_s, had_to_kill=list(killed), exit_code=self._exit_code)
+            if self._parent_gone:
+                remove_traces(self._run_dir, self._environ)
 
     async def _end_command(self, began: float) -> None:
         """End a command that outlives the drain (an interactive shell ignores SIGTERM) when its time is up.

@@ -1,10 +1,16 @@
-"""Follow the process that an entry was started for: when that dies, however it dies, the entry ends too."""
+"""Follow the process that an entry was started for: when that dies, however it dies, the entry ends too.
+
+Such an entry has its run directory for itself; where its parent can no longer remove that, it does so.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
+
+from infer_dev_entry.rundir import instance_tmp_dir, read_fleet_id
 
 
 def follow_parent(pid: int, on_gone: Callable[[], None]) -> None:
@@ -29,3 +35,9 @@ def follow_parent(pid: int, on_gone: Callable[[], None]) -> None:
     else:  # the pid is another's by now
         os.close(handle)
         on_gone()
+
+
+def remove_traces(run_dir: str, environ: Mapping[str, str]) -> None:
+    """Remove the run directory and the servers' temporary files; what cannot be removed stays."""
+    shutil.rmtree(instance_tmp_dir(environ, read_fleet_id(run_dir)), ignore_errors=True)
+    shutil.rmtree(run_dir, ignore_errors=True)

@@ -88,7 +88,7 @@ class Requests:
         return {"ok": False, "error": f"unknown request {op!r}"}
 
     def _launch(self, name: object) -> dict[str, Any]:
-        """How a server is started: its words, which hold no secrets, and where its private files are, not their text."""
+        """How a server is started: its words, which hold no secrets, and the paths of its private files."""
         servers = self._loop.fleet.servers if self._loop else ()
         for server in servers:
             if server.spec.name == name:

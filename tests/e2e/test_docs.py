@@ -52,6 +52,7 @@ HELPERS = {
     "check-and-run-sglang.sh": "serve",
     "status": "status",
     "logs": "logs",
+    "smoke": "smoke",
 }
 BLOCK_TIMEOUT_S = 400.0
 

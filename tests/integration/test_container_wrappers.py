@@ -106,7 +106,7 @@ def test_entry_wrapper_makes_missing_helpers_and_leaves_those_that_are_there(wor
     helpers = work_dir / "helpers"
     assert run([ENTRY, "true"], work_dir).returncode == 0
     made = {path.name: path.lstat().st_ino for path in helpers.iterdir()}
-    assert {"install-sglang-offline.sh", "check-and-run-sglang.sh", "status", "logs"} <= made.keys()
+    assert {"install-sglang-offline.sh", "check-and-run-sglang.sh", "status", "logs", "smoke"} <= made.keys()
     assert run([ENTRY, "true"], work_dir).returncode == 0
     assert {path.name: path.lstat().st_ino for path in helpers.iterdir()} == made
 

@@ -165,7 +165,7 @@ def test_helper_links_call_infer_dev_by_their_names(fleet: Fleet) -> None:
     for _ in range(2):  # an image's build may run it again
         done = fleet.cli("helpers", "--dir", str(links))
         assert done.returncode == 0, done.stderr
-    names = ["check-and-run-sglang.sh", "install-sglang-offline.sh", "logs", "status"]
+    names = ["check-and-run-sglang.sh", "install-sglang-offline.sh", "logs", "smoke", "status"]
     assert sorted(path.name for path in links.iterdir()) == names
 
     def call(name: str, *words: str) -> subprocess.CompletedProcess[str]:

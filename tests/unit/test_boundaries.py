@@ -22,6 +22,8 @@ PURE = (
     *("errors.py", "variables.py", "settings.py", "spec.py", "render.py", "fleet.py", "status.py"),
     *("phases.py", "progress.py", "startup.py", "gpu_wait.py", "redact.py"),
     *(f"doctor/{name}.py" for name in DOCTOR),
+    *(f"client/{name}.py" for name in ("model", "options", "answers", "failures", "sse", "toml")),
+    *("smoke/rows.py", "smoke/facts.py"),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "decide").glob("*.py")),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "diagnosis").glob("*.py")),
     *(
@@ -97,3 +99,9 @@ def test_light_path_avoids_costly_modules(module: str) -> None:
         check=False,
     )
     assert run.returncode == 0
+
+
+@pytest.mark.parametrize("module", ["infer_dev_entry.client", "infer_dev_entry.cli.smoke", "infer_dev_entry.init.boot"])
+def test_openai_is_imported_only_by_who_asks_a_server(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('openai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 0
