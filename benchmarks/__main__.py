@@ -17,6 +17,7 @@ NAMES = (
     *("gates_off", "container", "respawn", "sweep", "spawn", "stop", "hang", "probe", "idle", "config256"),
     *("sglang_flags", "sglang"),
     *("install", "reboot", "shell_archive"),
+    "policy",
 )
 
 
