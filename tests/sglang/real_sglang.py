@@ -46,6 +46,7 @@ class SglangFleet(Fleet):
         super().__init__(base)
         self.home = home
         self.states: list[str] = []
+        self.reasons: set[str] = set()
         # SGLang's children import for minutes without .pyc files, and our test modules are none of its own.
         for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH"):
             self.environ.pop(name, None)
@@ -67,10 +68,12 @@ class SglangFleet(Fleet):
         return self.wait_ready(*names, timeout_s=READY_TIMEOUT_S)
 
     def note_states(self, name: str) -> None:
-        """Wait until a server is ready; `states` gets what it was on the way, each once in a row."""
+        """Wait until a server is ready; `states` gets what it was on the way, each once in a row, `reasons` the why."""
 
         def ready() -> bool:
-            state = self.row(name).get("state", "")
+            row = self.row(name)
+            state = row.get("state", "")
+            self.reasons.add(row.get("reason", ""))
             if state and state != (self.states or [""])[-1]:
                 self.states.append(state)
             return state in ("ready", "failed")

@@ -76,11 +76,13 @@ def stopped(fleet: SglangFleet) -> Iterator[SglangFleet]:
 
 def test_start_goes_through_loading_to_ready(fleet: SglangFleet, port: int) -> None:
     assert fleet.states == ["starting", "loading", "ready"]
+    # The port is bound only when the model is loaded; the log tells the phases meanwhile.
+    assert any(f"port {port} refuses connections" in reason for reason in fleet.reasons)
+    assert any("import for " in reason for reason in fleet.reasons)
     ready = fleet.events("server.ready", "chat")[0]
-    notes = fleet.events("server.loading", "chat")
-    # A start takes longer than the period of these notes, and the port is bound only when the model is loaded.
-    assert notes[0]["probe"] == f"port {port} refuses connections"
-    assert ready["after_s"] > notes[0]["elapsed_s"] > 0
+    notes = [note["elapsed_s"] for note in fleet.events("server.loading", "chat")]
+    assert ready["after_s"] >= max(notes, default=0)
+    assert notes or ready["after_s"] < 20  # they come every 15 s
     row = fleet.row("chat")
     assert row["reason"] == ""
     assert not fleet.events("server.probe_failed", "chat")
