@@ -18,7 +18,7 @@ from infer_dev_entry.config.ports import HIGHEST_PORT, PortDealer
 from infer_dev_entry.config.programs import ResolveOptions
 from infer_dev_entry.config.router import RouterChecker, router_spec
 from infer_dev_entry.engines import EngineProfile, profile_of
-from infer_dev_entry.gateway.keys import parse_keys
+from infer_dev_entry.gateway.keys import LONGEST, parse_keys
 from infer_dev_entry.gateway.nginx import path_problem
 from infer_dev_entry.redact import api_key_of
 from infer_dev_entry.spec import GatewaySpec, ProbeSpec, RestartSpec, RouteSpec, ServerSpec
@@ -241,6 +241,9 @@ class GatewayBuilder:
                 self._faults.add(PATH, problem, "give that instance an IP address as its host")
         if not gateway.api_keys_file:
             return
+        if any(len(api_key_of(server.files)) > LONGEST for server in servers):
+            problem = f"a server asks for an API key of more than {LONGEST} characters, which the gateway cannot send"
+            self._faults.add(PATH, problem, "choose a shorter api_key")
         keys = {api_key_of(server.files) for server in servers if server.name in pool}
         if len(keys) > 1:
             problem = "its servers ask for different API keys, and the gateway can send one of them"

@@ -29,7 +29,7 @@ _CONNECT_TIMEOUT_S = 5
 # server after minutes of work would else kill the next one.
 _RETRY_WITHIN_S = 30
 _WORKER_CONNECTIONS = 4096
-_MEGABYTE = 1024 * 1024
+_LONGEST_WORD = 3000
 
 
 def render_nginx(spec: ServerSpec, ready: Sequence[ServerSpec], keys: Sequence[ApiKey] | None) -> tuple[str, str]:
@@ -271,12 +271,16 @@ http {{"""
             "# TYPE infer_dev_gateway_server_ready gauge",
             *(f'infer_dev_gateway_server_ready{{server="{name}"}} {int(name in self.ready)}' for name in names),
         ]
-        text = "\n".join([*lines, ""]).replace('"', '\\"')
+        pieces = _pieces(lines)
+        variables = "\n".join(
+            f'            set $gateway_metrics_{number} "{text}";' for number, text in enumerate(pieces)
+        )
         return f"""
         location = /metrics {{
             if ($gateway_local = 0) {{ return 404; }}
             default_type "text/plain; version=0.0.4";
-            return 200 "{text}";
+{variables}
+            return 200 "{"".join(f"${{gateway_metrics_{number}}}" for number in range(len(pieces)))}";
         }}""".strip("\n")
 
     def _routes(self) -> str:
@@ -364,6 +368,17 @@ def _error_location(answer: Answer) -> str:
 def _error_place(answer: Answer) -> str:
     """Where an answer stands. nginx leads a request without a usable path to no named location, but to a 500."""
     return f"/gateway/error/{answer.status}" if answer.is_pathless else f"@gateway_{answer.status}"
+
+
+def _pieces(lines: Sequence[str]) -> list[str]:
+    """Join lines into quoted pieces that nginx reads: no word of its configuration may have 4096 bytes."""
+    pieces = [""]
+    for line in lines:
+        text = line.replace('"', '\\"') + "\n"
+        if len(pieces[-1]) + len(text) > _LONGEST_WORD:
+            pieces.append("")
+        pieces[-1] += text
+    return pieces
 
 
 def _seconds(value: float) -> str:
