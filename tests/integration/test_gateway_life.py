@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_stream_flows_token_by_token_and_a_client_that_leaves_ends_it(fleet: Fle
     site.start()
     seen = site.client.stream(tokens=8, pause_s=0.1)
     assert seen.complete and seen.tokens == 8
-    gaps = [later - earlier for earlier, later in zip(seen.times, seen.times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(seen.times)]
     assert len(seen.times) >= 8, "tokens were held back and came together"
     assert max(gaps) < 0.4 and sorted(gaps)[len(gaps) // 2] > 0.05
     # A client that closes in the middle: the server learns of it within a token or two, not at the end.
