@@ -189,3 +189,21 @@ def test_config_with_faults_starts_nothing(environ: dict[str, str]) -> None:
         Runtime.start(bad, environ=environ)
     with pytest.raises(ClientError, match="no such server; it has: a"):
         Runtime.start(config(free_port()), name="z", environ=environ)
+
+
+def test_entry_whose_caller_has_died_before_it_began_ends_and_leaves_nothing(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    run_dir = Path(environ["TMPDIR"]) / "run"
+    entry = subprocess.run(
+        # Our pid is not that of its parent, the shell: as if the pid had been given to another since.
+        ["sh", "-c", f"{sys.executable} -m infer_dev_entry entry --keeper-of {os.getpid()}; exit $?"],
+        env=environ | {"INFER_DEV_RUN_DIR": str(run_dir), "INFER_DEV_STATUS_ADDR": ""},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert entry.returncode == 0, entry.stderr
+    assert "entry.parent_gone" in entry.stderr
+    assert not run_dir.exists()
