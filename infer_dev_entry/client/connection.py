@@ -95,7 +95,9 @@ class Connection:
             ClientError: of every kind.
         """
         splitter = EventSplitter()
-        ends = asyncio.get_running_loop().time() + LONGEST_STREAM_S
+        clock = asyncio.get_running_loop().time
+        ends = clock() + LONGEST_STREAM_S
+        due = clock() + timeout_s
         async with contextlib.AsyncExitStack() as stack:
             with self._failures(timeout_s):
                 async with asyncio.timeout(timeout_s):
@@ -103,14 +105,18 @@ class Connection:
             parts = aiter(response.iter_bytes())
             while True:
                 with self._failures(timeout_s):
-                    async with asyncio.timeout(min(timeout_s, ends - asyncio.get_running_loop().time())):
+                    # Only an event counts: bytes that never become one are silence as well.
+                    async with asyncio.timeout_at(min(due, ends)):
                         part = await anext(parts, b"")
                 if not part:
                     return
-                for event in splitter.feed(part):
+                with self.naming():
+                    events = splitter.feed(part)
+                for event in events:
                     if event.strip() == DONE:
                         return
                     yield event
+                    due = clock() + timeout_s
 
     @contextlib.contextmanager
     def naming(self) -> Iterator[None]:

@@ -96,7 +96,7 @@ class PrivateFleet:
         from infer_dev_entry.planner import make_plan  # reads configs; who only attaches does not need it
 
         try:
-            base = tempfile.gettempdir()
+            base = self._environ.get("TMPDIR", "").strip() or "/tmp"
             self._run_dir = tempfile.mkdtemp(prefix="infer-dev-", dir=base if len(base) <= _LONGEST_TMP else "/tmp")
         except OSError as error:
             raise RunDirError(f"cannot make a directory for the servers: {error.strerror}; set TMPDIR") from error

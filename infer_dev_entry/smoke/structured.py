@@ -125,7 +125,7 @@ def check_reasoning(server: Asker) -> Outcome:
     facts = server.facts
     if facts.make == SGLANG and facts.reasoning_parser == "":
         return skipped("the server has no reasoning_parser", 'for a model that thinks: for GLM-4.7 "glm45"')
-    answer = server.chat("What is 17 + 25? Think first.", max_tokens=512, **server.free)
+    answer = server.chat("What is 17 + 25? Think first.", max_tokens=128, **server.free)
     message = answer.choices[0].message
     thoughts = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or ""
     content = message.content or ""
