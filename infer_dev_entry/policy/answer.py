@@ -1,8 +1,8 @@
 """The form of the model's answer: the JSON Schema that the server holds it to, and our own check of what comes back.
 
 Every number is whole and bounded: that is what servers' grammars agree on. llama.cpp knows no bounds of fractions, and
-xgrammar 0.2.1 wants an enumerated 0.05 as 0.050000000000000003. Probabilities are percents that are shares of their sum:
-a schema can bound each number, but it cannot make numbers add up. Arrays and strings are bounded too, so that the
+xgrammar 0.2.1 wants an enumerated 0.05 as 0.050000000000000003. Probabilities are percents, shares of their sum: a
+schema can bound each number, but it cannot make numbers add up. Arrays and strings are bounded too, so that the
 answer of any model ends.
 """
 
