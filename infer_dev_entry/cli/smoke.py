@@ -67,19 +67,27 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> Iterator[Row |
     """Yield rows, and lines between them."""
     from dataclasses import replace
 
+    from infer_dev_entry.errors import ClientError
     from infer_dev_entry.smoke.rows import render_head
-    from infer_dev_entry.smoke.run import ENVIRONMENT, NAMES, run_checks, run_environment
+    from infer_dev_entry.smoke.run import ENVIRONMENT, NAMES, row_of_unasked, run_checks, run_environment
     from infer_dev_entry.smoke.servers import find_servers, find_unready, read_facts, read_key_file
 
     chosen = [name for name in NAMES if (not args.only or name in args.only) and name not in args.skip]
     key = read_key_file(args.api_key_file) if args.api_key_file else None
     targets = find_servers(args.target, api_key=key, environ=environ)
-    described = [read_facts(target) for target in targets]
+    known = (
+        [read_facts(targets[0])] if len(targets) == 1 else []
+    )  # what keeps the only one from being asked is an error
     if not args.json:
         yield render_head(max(map(len, NAMES)))
     if ENVIRONMENT in chosen and "://" not in args.target:
         yield run_environment(environ)
-    for facts in described:
+    for target in targets:
+        try:
+            facts = known[0] if known else read_facts(target)
+        except ClientError as error:
+            yield row_of_unasked(target.name, error)
+            continue
         yield f"{facts.label}: {facts.url}, {facts.make or 'unknown make'}, model {args.model or facts.model}"
         asked = replace(facts, model=args.model or facts.model)
         yield from run_checks(asked, [name for name in chosen if name != ENVIRONMENT], args.timeout)

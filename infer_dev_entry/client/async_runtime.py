@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from infer_dev_entry.client.answers import parse_answer, parse_event, parse_models
-from infer_dev_entry.client.connection import Connection
+from infer_dev_entry.client.connection import Connection, import_openai
 from infer_dev_entry.client.model import Completion, Delta, ServedModel
 from infer_dev_entry.client.options import NAMED, CallOptions, parse_options, render_body
 from infer_dev_entry.client.private_fleet import PrivateFleet
@@ -76,6 +76,7 @@ class AsyncRuntime:
     ) -> Self:
         """Start the servers of a config for the life of an `async with` block. As `Runtime.start`."""
         check_timeout(timeout_s)
+        import_openai()  # it takes minutes until it would be missed
         seen = os.environ if environ is None else environ
         fleet = PrivateFleet(config, name=name, environ=seen)
         try:

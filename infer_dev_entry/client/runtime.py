@@ -16,9 +16,13 @@ from infer_dev_entry.client.async_runtime import (
     AsyncRuntime,
     check_messages,
     check_prompt,
+    check_timeout,
     take_options,
 )
+from infer_dev_entry.client.connection import import_openai
 from infer_dev_entry.client.model import Completion, Delta
+from infer_dev_entry.client.private_fleet import PrivateFleet
+from infer_dev_entry.client.target import find_target
 from infer_dev_entry.errors import ClientError
 
 T = TypeVar("T")
@@ -55,9 +59,9 @@ class Runtime:
             RefusedKeyError: it asks for a key that this user may not read.
             ClientError: no valid URL, several servers to choose from, or no `openai` package.
         """
-        return cls._make(
-            AsyncRuntime.attach(target, api_key=api_key, model=model, timeout_s=timeout_s, environ=environ)
-        )
+        seen = os.environ if environ is None else environ
+        found = find_target(target, api_key=api_key, environ=seen)
+        return cls(AsyncRuntime(found, model=model, timeout_s=timeout_s), _LoopThread())
 
     @classmethod
     def start(
@@ -80,19 +84,14 @@ class Runtime:
             NotReadyError: a server failed, or is not ready in `ready_timeout_s`; with the reason.
             EntryError: the entry cannot be started.
         """
-        return cls._make(
-            AsyncRuntime.start(
-                config, name=name, ready_timeout_s=ready_timeout_s, model=model, timeout_s=timeout_s, environ=environ
-            )
-        )
-
-    @classmethod
-    def _make(cls, making: Coroutine[Any, Any, AsyncRuntime]) -> Self:
-        loop = _LoopThread()
+        check_timeout(timeout_s)
+        import_openai()  # it takes minutes until it would be missed
+        fleet = PrivateFleet(config, name=name, environ=os.environ if environ is None else environ)
         try:
-            return cls(loop.run(making), loop)
-        except BaseException:
-            loop.close()
+            target = fleet.start(ready_timeout_s)
+            return cls(AsyncRuntime(target, model=model, timeout_s=timeout_s, fleet=fleet), _LoopThread())
+        except BaseException:  # a Ctrl-C as well
+            fleet.close()
             raise
 
     # -- asking
@@ -231,8 +230,7 @@ class Runtime:
             while (piece := self._loop.run(pull())) is not None:
                 yield piece
         finally:
-            if self._loop.is_open:
-                self._loop.run(pieces.aclose())
+            self._loop.finish(pieces.aclose())
 
 
 class _LoopThread:
@@ -241,6 +239,7 @@ class _LoopThread:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="infer-dev-client", daemon=True)
+        self._ending: asyncio.Task[None] | None = None
         self.is_open = True
         self._thread.start()
 
@@ -255,6 +254,15 @@ class _LoopThread:
         except BaseException:
             future.cancel()
             raise
+
+    def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what ends something. The garbage collector may call this in the loop's own thread, which cannot wait."""
+        if threading.current_thread() is self._thread:
+            self._ending = self._loop.create_task(work)
+        elif self.is_open:
+            self.run(work)
+        else:
+            work.close()
 
     def close(self) -> None:
         """Stop the loop and end the thread."""

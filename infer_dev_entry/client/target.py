@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from infer_dev_entry.control_client import ask
+from infer_dev_entry.engines import ENGINE_NAMES, profile_of
 from infer_dev_entry.errors import ClientError, NotReadyError, RefusedKeyError, UnknownServerError
 from infer_dev_entry.redact import api_key_of
 from infer_dev_entry.spec import FileSpec
@@ -58,10 +59,11 @@ def target_of_row(row: Mapping[str, Any], *, api_key: str | None, environ: Mappi
     """
     name = str(row["name"])
     launch = _launch_of(name, environ)
-    key = api_key if api_key is not None else _find_key(name, launch["files"], environ)
-    return Target(
-        url=str(row["url"]), api_key=key, name=name, engine=str(row["engine"]), argv=tuple(map(str, launch["argv"]))
-    )
+    engine = str(row["engine"])
+    # Only of these it is known where the key is: the files of a gateway are other ones.
+    has_own = engine in ENGINE_NAMES and "api-key" in profile_of(engine).secret_flags
+    key = api_key if api_key is not None else _find_key(name, launch["files"] if has_own else (), environ)
+    return Target(url=str(row["url"]), api_key=key, name=name, engine=engine, argv=tuple(map(str, launch["argv"])))
 
 
 def parse_url(text: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infer_dev_entry.client.connection import import_openai
-from infer_dev_entry.smoke.facts import ServerFacts
+from infer_dev_entry.smoke.facts import LLAMA_CPP, SGLANG, ServerFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,12 @@ class Asker:
     def free(self) -> dict[str, Any]:
         """Options with which random weights write text too: greedy ones repeat one token, or end at once."""
         return {"temperature": 1, "extra_body": {"ignore_eos": True}} if self.facts.is_dummy else {}
+
+    @property
+    def unthinking(self) -> dict[str, Any]:
+        """Options that keep a thinking model from spending the tokens of an answer on its thoughts."""
+        known = self.facts.make in (SGLANG, LLAMA_CPP)  # others may refuse what they do not know
+        return {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}} if known else {}
 
     def close(self) -> None:
         """Close its connections; a check that hangs in one ends then."""

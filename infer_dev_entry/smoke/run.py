@@ -12,6 +12,7 @@ from infer_dev_entry.client.failures import failure_of_status
 from infer_dev_entry.doctor.environment import read_installed
 from infer_dev_entry.doctor.environment_checks import check_installed
 from infer_dev_entry.doctor.rows import Verdict as DoctorVerdict
+from infer_dev_entry.errors import ClientError, RefusedKeyError
 from infer_dev_entry.redact import redact_line
 from infer_dev_entry.settings import parse_settings
 from infer_dev_entry.smoke import basics, structured
@@ -51,6 +52,12 @@ def run_environment(environ: Mapping[str, str]) -> Row:
     """Return the row of the environment, which is the container's and not a server's."""
     began = time.monotonic()
     return _row("", ENVIRONMENT, check_environment(environ), began)
+
+
+def row_of_unasked(server: str, error: ClientError) -> Row:
+    """Return the row of a server among several that could not be asked anything; one whose key we lack may be well."""
+    outcome = skipped(str(error)) if isinstance(error, RefusedKeyError) else failed(str(error))
+    return _row(server, "models", outcome, time.monotonic())
 
 
 def run_checks(facts: ServerFacts, names: Sequence[str], timeout_s: float) -> Iterator[Row]:

@@ -46,7 +46,8 @@ def check_json_schema(server: Asker) -> Outcome:
             'remove grammar_backend = "none" (the default is xgrammar)',
         )
     named = {"name": "smoke", "schema": SCHEMA, "strict": True}
-    answer = server.chat(_STORY, max_tokens=256, response_format={"type": "json_schema", "json_schema": named})
+    wanted = {"type": "json_schema", "json_schema": named}
+    answer = server.chat(_STORY, max_tokens=256, response_format=wanted, **server.unthinking)
     choice = answer.choices[0]
     text = choice.message.content or ""
     problem = find_problem(text)
@@ -81,7 +82,7 @@ def check_tool_call(server: Asker) -> Outcome:
     # Whoever must call a tool is held to it by the grammar.
     for choice in ("auto", "required"):
         try:
-            message = server.chat(_WEATHER, max_tokens=512, tools=[TOOL], tool_choice=choice).choices[0].message
+            answer = server.chat(_WEATHER, max_tokens=256, tools=[TOOL], tool_choice=choice, **server.unthinking)
         except server.refused:
             if facts.grammar_backend != "none":
                 raise
@@ -89,6 +90,7 @@ def check_tool_call(server: Asker) -> Outcome:
                 f"tool_call_parser is {facts.tool_parser}, and tools are refused: grammar_backend is none",
                 'remove grammar_backend = "none" (the default is xgrammar)',
             )
+        message = answer.choices[0].message
         if message.tool_calls:
             note = "" if choice == "auto" else ", but only with tool_choice required"
             return judge_call(message.tool_calls[0].function, note)

@@ -76,6 +76,11 @@ def test_gates_off_starts_nothing_and_all_is_done_by_hand(engine: Engine, fresh:
             assert "listening on http://0.0.0.0:30000" in log
             ctl = container.exec("infer-dev", "ctl", "status", options=("-u", other), check=True).stdout
             assert ctl.split()[:2] == ["sglang:gemma", "RUNNING"]
+            words = ("environment", "models", "chat")
+            smoke = container.exec(
+                f"{HELPERS}/smoke", "--only", ",".join(words), options=("-u", other), check=True
+            ).stdout
+            assert smoke.splitlines()[-1] == "3 pass, 0 fail, 0 skip", smoke
         container.wait_health("healthy")
         # The engine tells PID 1, which has no fleet of its own; the one that was started by hand drains all the same.
         log_file = "/run/infer-dev/entry.log" if user == "root" else "/tmp/infer-dev-1000/entry.log"

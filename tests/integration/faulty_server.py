@@ -89,6 +89,19 @@ class FaultyServer:
     def _good(self, peer: socket.socket) -> None:
         peer.sendall(whole(200, json.dumps(_GOOD).encode()))
 
+    def _perfect(self, peer: socket.socket) -> None:
+        """An answer that has everything at once: JSON, a tool call and thoughts."""
+        call = {"id": "c", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
+        content = '{"color": "red", "count": 1, "sure": true}'
+        message = {"role": "assistant", "content": content, "reasoning_content": "hm", "tool_calls": [call]}
+        answer = {"model": "m", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        peer.sendall(whole(200, json.dumps(answer).encode()))
+
+    def _thinks_aloud(self, peer: socket.socket) -> None:
+        message = {"role": "assistant", "content": "<think>hm</think>42"}
+        answer = {"model": "m", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        peer.sendall(whole(200, json.dumps(answer).encode()))
+
     def _hang(self, peer: socket.socket) -> None:
         peer.recv(1)
         raise ConnectionError

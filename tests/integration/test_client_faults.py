@@ -150,11 +150,12 @@ def test_nobody_at_the_address_is_unreachable_at_once() -> None:
 def test_request_is_sent_once_and_without_a_proxy(faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1")
-    with attach(faulty, "503") as runtime:
-        before = len(faulty.requests)
-        with pytest.raises(OverloadedError):
-            runtime.generate("x")
-        assert len(faulty.requests) == before + 1
+    for fault, kind in (("503", OverloadedError), ("close", BrokenAnswerError)):
+        with attach(faulty, fault) as runtime:
+            before = len(faulty.requests)
+            with pytest.raises(kind):
+                runtime.generate("x")
+            assert len(faulty.requests) == before + 1
 
 
 def test_options_reach_the_server_under_its_names(faulty: FaultyServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -18,7 +19,8 @@ from wait import wait_until
 
 pytest.importorskip("openai", reason="the client extra is not installed")
 
-from infer_dev_entry.client import ClientError, NotReadyError, Runtime
+from infer_dev_entry.client import AsyncRuntime, ClientError, NotReadyError, Runtime
+from infer_dev_entry.client.toml import render_toml
 from infer_dev_entry.errors import ConfigError, NotRunningError, UnknownServerError
 from infer_dev_entry.proctree import find_marked, read_processes
 
@@ -154,8 +156,6 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_started_servers_end_when_their_caller_is_killed(environ: dict[str, str], tmp_path: Path) -> None:
-    from infer_dev_entry.client.toml import render_toml
-
     path = tmp_path / "fleet.toml"
     path.write_text(render_toml(config(free_port())))
     environ.pop("AUTO_INFER_SGLANG_OVERRIDES")
@@ -165,6 +165,31 @@ def test_started_servers_end_when_their_caller_is_killed(environ: dict[str, str]
     assert caller.returncode == -signal.SIGKILL, caller.stderr
     mark, run_dir = caller.stdout.split()
     wait_until(lambda: is_gone(mark, run_dir), 20, "the servers and their directory to be gone")
+
+
+_INTERRUPTED = """
+import sys
+from infer_dev_entry.client import Runtime
+print("begun", flush=True)
+Runtime.start(sys.argv[1], ready_timeout_s=60)
+"""
+
+
+def test_start_that_is_interrupted_leaves_nothing(environ: dict[str, str], tmp_path: Path) -> None:
+    port = free_port()
+    path = tmp_path / "fleet.toml"
+    path.write_text(render_toml(config(port, words=("--load-s", "60"))))
+    environ.pop("AUTO_INFER_SGLANG_OVERRIDES")
+    caller = subprocess.Popen(
+        [sys.executable, "-c", _INTERRUPTED, str(path)], env=environ, stderr=subprocess.PIPE, text=True
+    )
+    with caller:
+        found = wait_until(lambda: list(Path(environ["TMPDIR"]).glob("*/supervisor.sock")), 30, "supervisord to run")
+        mark = (found[0].parent / "fleet-id").read_text().strip() + "/"
+        wait_until(lambda: len(find_marked(read_processes(), mark)) >= 2, 20, "the server to be started")
+        caller.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in caller.communicate(timeout=40)[1]
+    assert is_gone(mark, str(found[0].parent))
 
 
 def test_server_that_fails_is_told_with_its_reason_and_nothing_stays(environ: dict[str, str]) -> None:
@@ -189,3 +214,48 @@ def test_config_with_faults_starts_nothing(environ: dict[str, str]) -> None:
         Runtime.start(bad, environ=environ)
     with pytest.raises(ClientError, match="no such server; it has: a"):
         Runtime.start(config(free_port()), name="z", environ=environ)
+
+
+def test_entry_whose_caller_has_died_before_it_began_ends_and_leaves_nothing(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    run_dir = Path(environ["TMPDIR"]) / "run"
+    entry = subprocess.run(
+        # Our pid is not that of its parent, the shell: as if the pid had been given to another since.
+        ["sh", "-c", f"{sys.executable} -m infer_dev_entry entry --keeper-of {os.getpid()}; exit $?"],
+        env=environ | {"INFER_DEV_RUN_DIR": str(run_dir), "INFER_DEV_STATUS_ADDR": ""},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert entry.returncode == 0, entry.stderr
+    assert "entry.parent_gone" in entry.stderr
+    assert not run_dir.exists()
+
+
+def test_async_start_that_is_cancelled_leaves_nothing(environ: dict[str, str]) -> None:
+    async def start() -> None:
+        await AsyncRuntime.start(config(free_port(), words=("--load-s", "60")), environ=environ, ready_timeout_s=60)
+
+    async def give_up() -> str:
+        task = asyncio.create_task(start())
+        while not (found := list(Path(environ["TMPDIR"]).glob("*/supervisor.sock"))):
+            await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return str(found[0].parent)
+
+    run_dir = asyncio.run(asyncio.wait_for(give_up(), 60))
+    assert not os.path.exists(run_dir)
+
+
+def test_async_runtime_starts_and_ends_its_servers(environ: dict[str, str]) -> None:
+    async def ask() -> tuple[str, str]:
+        async with await AsyncRuntime.start(config(free_port()), environ=environ, ready_timeout_s=60) as runtime:
+            assert (await runtime.chat(MESSAGES)).text == "hello"
+            assert runtime._fleet is not None
+            return f"{runtime._fleet._fleet_id}/", runtime._fleet._run_dir
+
+    assert is_gone(*asyncio.run(asyncio.wait_for(ask(), 90)))

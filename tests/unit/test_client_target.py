@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infer_dev_entry.client.target import Target, check_ready, choose_row, find_target, parse_url
-from infer_dev_entry.errors import ClientError, NotReadyError, UnknownServerError
+from infer_dev_entry.errors import ClientError, NotReadyError, RefusedKeyError, UnknownServerError
 
 
 def row(name: str, state: str = "ready", engine: str = "sglang", **more: Any) -> dict[str, Any]:
@@ -105,3 +106,33 @@ def test_key_of_the_environment_is_for_who_gives_none() -> None:
     assert find_target("http://host", api_key=None, environ=environ).api_key == "from-env"
     assert find_target("http://host", api_key="", environ=environ).api_key == ""
     assert Target(url="http://host").api_key == ""
+
+
+class FakeEntry:
+    """Answers `ask` for one server that has these private files."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, files: list[str], **more: Any) -> None:
+        self._answers = {"status": {"servers": [row("a", **more)]}, "launch": {"argv": ["x"], "files": files}}
+        monkeypatch.setattr("infer_dev_entry.client.target.ask", lambda environ, request: self._answers[request["op"]])
+
+
+def test_key_is_read_from_the_servers_private_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text('{"api-key": "own-key"}')
+    FakeEntry(monkeypatch, [str(path)])
+    assert find_target("a", api_key=None, environ={"INFER_DEV_API_KEY": "from-env"}).api_key == "own-key"
+    assert find_target("a", api_key="mine", environ={}).api_key == "mine"
+
+
+def test_key_that_cannot_be_read_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    FakeEntry(monkeypatch, [str(tmp_path / "gone")])
+    with pytest.raises(RefusedKeyError, match=r"cannot read.*give api_key, or set INFER_DEV_API_KEY"):
+        find_target("a", api_key=None, environ={})
+    assert find_target("a", api_key=None, environ={"INFER_DEV_API_KEY": "from-env"}).api_key == "from-env"
+
+
+def test_files_of_a_gateway_are_not_taken_for_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "nginx.conf"
+    path.write_text("worker_processes 1;\n")
+    FakeEntry(monkeypatch, [str(path)], engine="nginx")
+    assert find_target("a", api_key=None, environ={}).api_key == ""

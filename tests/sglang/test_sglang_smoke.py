@@ -1,0 +1,82 @@
+"""`infer-dev smoke` and the Runtime against the real SGLang on CPU, with GLM's parsers and random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet import free_port
+from real_sglang import READY_TIMEOUT_S, SglangFleet, make_fleet
+
+pytest.importorskip("openai", reason="the client extra is not installed")
+
+from infer_dev_entry.client import BadRequestError, Runtime
+from infer_dev_entry.smoke.structured import SCHEMA, find_problem
+
+PARSERS = {"tool_call_parser": "glm47", "reasoning_parser": "glm45"}
+KEY = "sk-key-of-sglang"
+UNTHINKING = {"enable_thinking": False}
+
+
+def smoke(fleet: SglangFleet, *words: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of one server by check; the key is in none of what was printed."""
+    done = fleet.cli("smoke", *words, "--json", timeout_s=400)
+    assert KEY not in done.stdout + done.stderr
+    assert done.stdout, done.stderr
+    return {row["check"]: row for row in json.loads(done.stdout)["rows"]}
+
+
+@pytest.mark.timeout(1500)
+def test_smoke_tells_what_sglang_can_by_its_configuration(home: Path) -> None:
+    with make_fleet(home) as fleet:
+        port = free_port()
+        fleet.write_sglang(fleet.sglang("glm", port, flags={**PARSERS, "grammar_backend": "none", "api_key": KEY}))
+        fleet.start()
+        fleet.wait_loaded("glm")
+        check_without_grammar(fleet, smoke(fleet))
+        # The same by URL, where the parsers are only known from /server_info.
+        path = fleet.base / "key"
+        path.write_text(KEY)
+        by_url = smoke(
+            fleet, f"http://127.0.0.1:{port}", "--api-key-file", str(path), "--only", "json-schema,tool-call"
+        )
+        assert (by_url["json-schema"]["verdict"], by_url["tool-call"]["verdict"]) == ("skip", "fail")
+        with Runtime.attach("glm", environ=fleet.environ) as runtime:
+            for ask in (runtime.generate, runtime.stream):
+                with pytest.raises(BadRequestError, match="grammar-backend none"):
+                    list(ask("x", json_schema=SCHEMA, max_new_tokens=8))
+
+        changed = fleet.write_sglang(fleet.sglang("glm", port, flags={**PARSERS, "grammar_backend": "xgrammar"}))
+        done = fleet.cli("serve", str(changed), "--wait", str(READY_TIMEOUT_S), timeout_s=READY_TIMEOUT_S + 60)
+        assert done.returncode == 0, done.stdout + done.stderr
+        check_with_grammar(smoke(fleet))
+        with Runtime.attach(environ=fleet.environ) as runtime:
+            answer = runtime.generate("x", json_schema=SCHEMA, max_new_tokens=512)
+            assert find_problem(answer.text) == "" or answer.finish_reason == "length", answer
+            messages = [{"role": "user", "content": "x"}]
+            thought = runtime.chat(messages, max_new_tokens=16, temperature=1, ignore_eos=True)
+            assert (bool(thought.reasoning), thought.text) == (True, ""), thought
+            spoken = runtime.chat(
+                messages, max_new_tokens=16, temperature=1, ignore_eos=True, chat_template_kwargs=UNTHINKING
+            )
+            assert (spoken.reasoning, bool(spoken.text)) == ("", True), spoken
+
+
+def check_without_grammar(fleet: SglangFleet, rows: dict[str, dict[str, Any]]) -> None:
+    verdicts = {name: row["verdict"] for name, row in rows.items()}
+    passes = ("models", "chat", "completion", "streaming", "reasoning", "long-prompt", "concurrency", "speed")
+    assert {name: verdicts[name] for name in passes} == dict.fromkeys(passes, "pass"), rows
+    assert (verdicts["json-schema"], verdicts["tool-call"], verdicts["unknown-model"]) == ("skip", "fail", "skip")
+    assert "grammar_backend none" in rows["json-schema"]["seen"]
+    assert "grammar_backend" in rows["tool-call"]["mend"]
+
+
+def check_with_grammar(rows: dict[str, dict[str, Any]]) -> None:
+    verdicts = {name: row["verdict"] for name, row in rows.items()}
+    assert verdicts["json-schema"] == "pass", rows["json-schema"]
+    # glm47 is no grammar: random weights call a tool by chance alone.
+    assert verdicts["tool-call"] == "skip", rows["tool-call"]
+    assert "random" in rows["tool-call"]["seen"]
+    assert verdicts["reasoning"] == "pass", rows["reasoning"]
