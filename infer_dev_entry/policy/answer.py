@@ -1,8 +1,9 @@
 """The form of the model's answer: the JSON Schema that the server holds it to, and our own check of what comes back.
 
-Probabilities are asked for as whole percents that are shares of their sum: a schema can bound each number, but it
-cannot make numbers add up to 1. Levels are asked for in steps, as an enumeration, because not every server's grammar
-knows bounds of fractions. Arrays and strings are bounded, so that the answer of any model ends.
+Every number is whole and bounded: that is what servers' grammars agree on. llama.cpp knows no bounds of fractions, and
+xgrammar 0.2.1 wants an enumerated 0.05 as 0.050000000000000003. Probabilities are percents, shares of their sum: a
+schema can bound each number, but it cannot make numbers add up. Arrays and strings are bounded too, so that the
+answer of any model ends.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ MAX_ACTION_CHARACTERS = 60
 MAX_RATIONALE_CHARACTERS = 240
 MAX_ALTERNATIVES = 3
 MAX_ANSWER_CHARACTERS = 262_144
-LEVEL_STEPS = tuple(round(step / 20, 2) for step in range(21))
-CLAIM_STEPS = tuple(round(step / 10, 1) for step in range(21))  # 0.5 + ln 4, the most that there can be, is 1.89
+MAX_CLAIM_HUNDREDTHS = 300  # 0.5 + ln 4, the most that there can be, is 1.89
 
-_KEYS = ("action", "percent", "rationale", "alternatives", "predicted_effects", "expected_free_energy")
+_KEYS = ("action", "percent", "rationale", "alternatives", "predicted_effects", "expected_free_energy_hundredths")
 _ALTERNATIVE_KEYS = ("action", "percent")
 
 
@@ -40,14 +40,14 @@ class Proposal:
 def render_schema(count: int) -> dict[str, object]:
     """Render the JSON Schema of an answer with exactly `count` policies. Nothing from outside gets into it."""
     action: dict[str, object] = {"type": "string", "minLength": 1, "maxLength": MAX_ACTION_CHARACTERS}
-    alternative = _object(action=action, percent={"type": "integer", "minimum": 0, "maximum": 100})
+    alternative = _object(action=action, percent=_whole(0, 100))
     policy = _object(
         action=action,
-        percent={"type": "integer", "minimum": 1, "maximum": 100},
+        percent=_whole(1, 100),
         rationale={"type": "string", "minLength": 1, "maxLength": MAX_RATIONALE_CHARACTERS},
         alternatives={"type": "array", "minItems": 1, "maxItems": MAX_ALTERNATIVES, "items": alternative},
-        predicted_effects=_object(dopamine={"enum": [None, *LEVEL_STEPS]}),
-        expected_free_energy={"enum": [*CLAIM_STEPS]},
+        predicted_effects=_object(dopamine_percent={"anyOf": [_whole(0, 100), {"type": "null"}]}),
+        expected_free_energy_hundredths=_whole(0, MAX_CLAIM_HUNDREDTHS),
     )
     return _object(policies={"type": "array", "minItems": count, "maxItems": count, "items": policy})
 
@@ -59,6 +59,10 @@ def _object(**properties: dict[str, object]) -> dict[str, object]:
         "required": list(properties),
         "additionalProperties": False,
     }
+
+
+def _whole(least: int, most: int) -> dict[str, object]:
+    return {"type": "integer", "minimum": least, "maximum": most}
 
 
 def parse_answer(text: str, count: int, faults: Faults) -> tuple[Proposal, ...]:
@@ -89,10 +93,11 @@ def _parse_proposal(value: object, faults: Faults, path: Path) -> Proposal | Non
         return None
     action = _parse_text(value["action"], MAX_ACTION_CHARACTERS, faults, (*path, "action"))
     rationale = _parse_text(value["rationale"], MAX_RATIONALE_CHARACTERS, faults, (*path, "rationale"))
-    percent = _parse_percent(value["percent"], 1, faults, (*path, "percent"))
+    percent = _parse_whole(value["percent"], 1, 100, faults, (*path, "percent"))
     shares = [(action, percent), *_parse_alternatives(value["alternatives"], faults, (*path, "alternatives"))]
     dopamine = _parse_effects(value["predicted_effects"], faults, (*path, "predicted_effects"))
-    claim = _parse_claim(value["expected_free_energy"], faults, (*path, "expected_free_energy"))
+    claim_key = "expected_free_energy_hundredths"
+    claim = _parse_whole(value[claim_key], 0, MAX_CLAIM_HUNDREDTHS, faults, (*path, claim_key))
     if not percent:
         return None  # a fault is recorded
     policy: dict[str, object] = {
@@ -102,7 +107,7 @@ def _parse_proposal(value: object, faults: Faults, path: Path) -> Proposal | Non
     }
     if dopamine is not None:
         policy["predicted_effects"] = {"dopamine": dopamine}
-    claims = {"expected_free_energy": claim, "percents": [percent for _, percent in shares]}
+    claims = {"expected_free_energy": claim / 100, "percents": [percent for _, percent in shares]}
     return Proposal(policy=policy, claims=claims)
 
 
@@ -133,10 +138,11 @@ def _parse_text(value: object, limit: int, faults: Faults, path: Path) -> str:
     return value
 
 
-def _parse_percent(value: object, least: int, faults: Faults, path: Path) -> int:
+def _parse_whole(value: object, least: int, most: int, faults: Faults, path: Path) -> int:
+    """Return a whole number; 0 where it is none, for which a fault is recorded. 70.0 is one, as in JSON Schema."""
     number = as_number(value)
-    if number is None or number != number // 1 or not least <= number <= 100:
-        faults.add(path, f"expected a whole number from {least} to 100, got {shown(value)}")
+    if number is None or number != number // 1 or not least <= number <= most:
+        faults.add(path, f"expected a whole number from {least} to {most}, got {shown(value)}")
         return 0
     return int(number)
 
@@ -153,27 +159,14 @@ def _parse_alternatives(value: object, faults: Faults, path: Path) -> list[tuple
             faults.add(place, f"expected an object, got {shown(item)}")
         elif _has_keys(item, _ALTERNATIVE_KEYS, faults, place):
             action = _parse_text(item["action"], MAX_ACTION_CHARACTERS, faults, (*place, "action"))
-            found.append((action, _parse_percent(item["percent"], 0, faults, (*place, "percent"))))
+            found.append((action, _parse_whole(item["percent"], 0, 100, faults, (*place, "percent"))))
     return found
 
 
 def _parse_effects(value: object, faults: Faults, path: Path) -> float | None:
+    key = "dopamine_percent"
     if not isinstance(value, Mapping):
         faults.add(path, f"expected an object, got {shown(value)}")
-    elif _has_keys(value, ("dopamine",), faults, path) and value["dopamine"] is not None:
-        return _parse_step(value["dopamine"], LEVEL_STEPS, faults, (*path, "dopamine"))
+    elif _has_keys(value, (key,), faults, path) and value[key] is not None:
+        return _parse_whole(value[key], 0, 100, faults, (*path, key)) / 100
     return None
-
-
-def _parse_claim(value: object, faults: Faults, path: Path) -> float | None:
-    return _parse_step(value, CLAIM_STEPS, faults, path)
-
-
-def _parse_step(value: object, steps: tuple[float, ...], faults: Faults, path: Path) -> float | None:
-    number = as_number(value)
-    if number is None or number not in steps:
-        faults.add(
-            path, f"expected a number from {steps[0]:g} to {steps[-1]:g} in steps of {steps[1]:g}, got {shown(value)}"
-        )
-        return None
-    return number

@@ -79,5 +79,5 @@ policies. Of each give
 - percent: how likely it does that, a whole number; percents of a policy are shares and need not add up to 100;
 - rationale: why, in one sentence;
 - alternatives: up to 3 other actions that the agent may take instead under this policy, each with its percent;
-- predicted_effects: the level of dopamine from 0 to 1 that is to be expected after it, or null if none is;
-- expected_free_energy: your own estimate of it, in nats; it is recorded, and computed anew."""
+- predicted_effects: the dopamine_percent to be expected after it, 0 to 100, or null if none is to be expected;
+- expected_free_energy_hundredths: your own estimate in hundredths of a nat; it is recorded, and computed anew."""

@@ -93,6 +93,13 @@ def test_entropy_of_a_certain_choice_is_plain_zero() -> None:
     assert entropy([[1 + 5e-7, 0.0]])[0] == pytest.approx(0, abs=1e-15)
 
 
+def test_rows_within_tolerance_are_normalised() -> None:
+    row = [0.3 * (1 + 8e-7), 0.2, 0.5]
+    assert entropy([row])[0] == pytest.approx(slow_entropy(row), abs=1e-14)
+    assert divergence([row], row)[0] == pytest.approx(0, abs=1e-15)
+    assert expected_outcome_entropy([[0.5], [0.5]], [[1 + 8e-7]])[0] == pytest.approx(math.log(2), abs=1e-14)
+
+
 def test_entropy_of_chunks_is_that_of_the_rows() -> None:
     rows = np.random.default_rng(7).dirichlet(np.ones(64), 3000)  # three chunks
     assert entropy(rows).tolist() == [entropy(row)[0] for row in rows]

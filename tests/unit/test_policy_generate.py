@@ -27,16 +27,16 @@ GO = {
     "percent": 90,
     "rationale": "the way is free",
     "alternatives": [{"action": "wait", "percent": 10}],
-    "predicted_effects": {"dopamine": 0.45},
-    "expected_free_energy": 1.9,
+    "predicted_effects": {"dopamine_percent": 45},
+    "expected_free_energy_hundredths": 190,
 }
 WAIT = {
     "action": "wait",
     "percent": 30,
     "rationale": "it may pass",
     "alternatives": [{"action": "go", "percent": 20}, {"action": "wait", "percent": 10}],
-    "predicted_effects": {"dopamine": None},
-    "expected_free_energy": 0.0,
+    "predicted_effects": {"dopamine_percent": None},
+    "expected_free_energy_hundredths": 0,
 }
 GOOD = json.dumps({"policies": [WAIT, GO]})
 HOSTILE = (
@@ -127,7 +127,7 @@ BAD = [
     ("", "expected one JSON object and nothing else"),
     (f"```json\n{GOOD}\n```", "expected one JSON object and nothing else"),
     (GOOD + GOOD, "Extra data"),
-    (GOOD.replace("0.45", "NaN"), "NaN is no number of JSON's"),
+    (GOOD.replace("45", "NaN"), "NaN is no number of JSON's"),
     (GOOD.replace('"percent": 90', '"percent": 90, "percent": 91'), "the same key twice"),
     ("[" * 100_000, "nested too deep"),
     ("9" * 5000, "expected"),
@@ -146,11 +146,17 @@ BAD = [
         json.dumps({"policies": [GO, GO | {"alternatives": [{"action": "x", "percent": -1}]}]}),
         "alternatives[0].percent",
     ),
-    (json.dumps({"policies": [GO, GO | {"predicted_effects": {"dopamine": 1.05}}]}), "from 0 to 1 in steps of 0.05"),
-    (json.dumps({"policies": [GO, GO | {"predicted_effects": {}}]}), "policies[1].predicted_effects.dopamine: missing"),
     (
-        json.dumps({"policies": [GO, GO | {"expected_free_energy": "low"}]}),
-        "policies[1].expected_free_energy: expected",
+        json.dumps({"policies": [GO, GO | {"predicted_effects": {"dopamine_percent": 101}}]}),
+        "dopamine_percent: expected a whole number from 0 to 100, got 101",
+    ),
+    (
+        json.dumps({"policies": [GO, GO | {"predicted_effects": {}}]}),
+        "policies[1].predicted_effects.dopamine_percent: missing",
+    ),
+    (
+        json.dumps({"policies": [GO, GO | {"expected_free_energy_hundredths": "low"}]}),
+        "policies[1].expected_free_energy_hundredths: expected",
     ),
     (json.dumps({"policies": [GO, GO | {"action": "  "}]}), "policies[1].action: expected text"),
     (json.dumps({"policies": [GO, GO | {"action": "x" * 61}]}), "policies[1].action: expected text of 1 to 60"),
