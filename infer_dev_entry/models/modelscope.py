@@ -27,7 +27,7 @@ from infer_dev_entry.models.listing import SHA256, SIZE_ALONE, Listing, RemoteFi
 from infer_dev_entry.models.wish import ModelWish
 
 _DEFAULT_REVISION = "master"
-_PIECE_BYTES = 256 * 1024
+_PIECE_BYTES = 64 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Listing retries by itself; a hub that stays away must still be told within minutes.
 _ENVIRON = {"MODELSCOPE_INTRA_CLOUD_ACCELERATION": "false"}

@@ -25,6 +25,7 @@ OpenHub = Callable[[ModelWish], Hub]
 _TRUE = ("1", "true", "yes", "on")
 _RESERVE_BYTES = 16 * 1024 * 1024
 _SHOWN_FAULTS = 3
+_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +210,8 @@ def _check_foreign(wish: ModelWish, place: Place) -> Pulled:
         faults = [found.problem] if found.problem else [fault.text for fault in found.faults if fault.certain]
         if not faults and found.is_directory and found.config is None:
             faults = ["it has no config.json"]
+        if not faults and found.is_directory and not any(name.endswith(_WEIGHTS) for name in found.names):
+            faults = ["it has no weights"]
         if faults:
             raise refuse_foreign(place, f"it is not whole: {faults[0]}")
     return Pulled(repo_id=wish.repo_id, target=place.target, how="foreign")
