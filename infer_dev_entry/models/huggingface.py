@@ -58,7 +58,9 @@ class HuggingFaceHub:
         try:
             import huggingface_hub
             from huggingface_hub import errors, utils
-        except ImportError as error:
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "huggingface_hub":
+                raise  # something below it, which this user may not read
             raise ModelError(f"cannot download from huggingface: {error}; {INSTALL_MEND}") from error
         self._api = huggingface_hub.HfApi(endpoint=environ.get("HF_ENDPOINT") or None, **_AGENT)
         self._url = huggingface_hub.hf_hub_url

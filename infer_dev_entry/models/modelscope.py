@@ -48,7 +48,9 @@ class ModelScopeHub:
             import modelscope_hub
             import requests
             from modelscope_hub import errors
-        except ImportError as error:
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "modelscope_hub":
+                raise  # something below it, which this user may not read
             raise ModelError(f"cannot download from modelscope: {error}; {INSTALL_MEND}") from error
         self._errors: Any = errors
         self._requests: Any = requests

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -16,7 +18,9 @@ import pytest
 from fleet import SYSTEM_PYTHON, Fleet, free_port, server
 from small_hub import SmallHub, tree_of
 
-pytest.importorskip("huggingface_hub", reason="the models extra is not installed")
+import infer_dev_entry
+
+huggingface_hub = pytest.importorskip("huggingface_hub", reason="the models extra is not installed")
 pytest_plugins = ("fleet_fixtures",)
 
 GATE = {"AUTO_INFER_SGLANG_MODEL_DOWNLOAD_ON_BOOT": "1"}
@@ -109,22 +113,35 @@ def test_boot_stopped_in_the_middle_of_a_download_ends_at_once(fleet: Fleet, hub
     assert not target.exists()
 
 
-def _nobody_reads(path: str) -> bool:
-    return subprocess.run(["setpriv", "--reuid=65534", "--clear-groups", "test", "-r", path]).returncode == 0
+def _foreign_python() -> tuple[str, ...]:
+    """Return the words of a Python that nobody may run, with this environment's packages; () where there is none."""
+    packages = str(Path(huggingface_hub.__file__).parents[1])
+    code = "import sys; sys.path[:0] = sys.argv[1:]; import huggingface_hub; print(*sys.version_info[:2])"
+    words = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", SYSTEM_PYTHON, "-c", code, packages)
+    run = subprocess.run(words, capture_output=True, text=True, timeout=30, cwd="/")
+    version = f"{sys.version_info[0]} {sys.version_info[1]}"
+    if run.stdout.strip() != version:
+        return ()
+    return ("env", f"PYTHONPATH={packages}:{Path(infer_dev_entry.__file__).parents[1]}", SYSTEM_PYTHON)
 
 
-@pytest.mark.skipif(not os.access(SYSTEM_PYTHON, os.X_OK), reason=f"a server that is nobody's needs {SYSTEM_PYTHON}")
 def test_download_belongs_to_the_servers_user(fleet: Fleet, hub: SmallHub, target: Path) -> None:
-    import huggingface_hub
-
-    if not _nobody_reads(huggingface_hub.__file__):
-        pytest.skip("nobody may not read this environment")
-    nobody = pwd.getpwnam("nobody")
-    environ = {"AUTO_INFER_SGLANG_USER": "nobody", "AUTO_INFER_SGLANG_ON_BOOT": "0"}
-    fleet.start(**GATE, HF_ENDPOINT=hub.endpoint, **environ)
-    fleet.wait_event("model.downloaded", timeout_s=60)
+    if not shutil.which("setpriv") or not os.access(SYSTEM_PYTHON, os.X_OK) or not (python := _foreign_python()):
+        pytest.skip(f"user nobody cannot run this environment with {SYSTEM_PYTHON}")
+    answer = fleet.base / "answer.json"
+    environ = GATE | {
+        "AUTO_INFER_SGLANG_USER": "nobody",
+        "AUTO_INFER_SGLANG_CONFIG": str(fleet.config),
+        "HF_ENDPOINT": hub.endpoint,
+        "HOME": "/root",
+    }
+    words = [*python, "-m", "infer_dev_entry.models.child", str(answer)]
+    run = subprocess.run(words, env=fleet.environ | environ, capture_output=True, text=True, timeout=60, cwd="/")
+    assert run.returncode == 0, run.stderr
+    assert json.loads(answer.read_text()).get("models"), answer.read_text()
+    assert oct(answer.stat().st_mode & 0o777) == "0o600"
     owners = {path.stat().st_uid for path in (target.parent.parent, target.parent, target, *target.rglob("*"))}
-    assert owners == {nobody.pw_uid}
+    assert owners == {pwd.getpwnam("nobody").pw_uid}
     assert oct((target / "config.json").stat().st_mode & 0o777) == "0o644"
 
 
