@@ -69,7 +69,10 @@ class Place:
             return False
         if not os.path.isdir(self.target):
             return True
-        return self.record() is None and bool(os.listdir(self.target))
+        try:
+            return self.record() is None and bool(os.listdir(self.target))
+        except OSError:  # ours can be read
+            return True
 
     # -- changes; all with the lock held
 

@@ -13,7 +13,7 @@ from infer_dev_entry.models.content import file_fault, is_as_recorded
 from infer_dev_entry.models.fetch import Fetcher
 from infer_dev_entry.models.hub import Hub, HubError
 from infer_dev_entry.models.listing import Listing, RemoteFile, select_files
-from infer_dev_entry.models.place import Place, model_lock, place_of, refuse_foreign, write_record
+from infer_dev_entry.models.place import Place, explained, model_lock, place_of, refuse_foreign, write_record
 from infer_dev_entry.models.progress import ModelProgress
 from infer_dev_entry.models.record import KeptFile, ModelRecord
 from infer_dev_entry.models.retry import Patience
@@ -75,7 +75,7 @@ def pull(
         return _unchanged(wish, place)
     if not latest and place.is_foreign():
         return _check_foreign(wish, place)
-    with model_lock(place, progress):
+    with explained(f"cannot download {wish.shown} to {place.target}"), model_lock(place, progress):
         place.recover()
         if (not latest or is_offline(environ)) and refresh_record(place, wish, progress):
             place.sweep()
