@@ -171,6 +171,18 @@ def test_cut_connections_are_resumed_where_they_were_cut(hub: SmallHub, wish: Mo
     assert notes.done == notes.stages[-1][1]
 
 
+def test_connection_that_hangs_is_dropped_and_resumed(
+    hub: SmallHub, wish: ModelWish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infer_dev_entry.models.huggingface.STREAM_TIMEOUT_S", 0.5)
+    hub.fault(WEIGHTS, hold=threading.Event(), at_store=True)
+    notes = Notes()
+    run_pull(hub, wish, notes)
+    assert tree_of(Path(wish.target)) == FILES
+    assert [note for note in notes.notes if "ReadTimeout" in note]
+    assert hub.bodies("signed")[-1].range.startswith("bytes=1")
+
+
 def test_connection_that_brings_nothing_is_given_up_after_bounded_tries(hub: SmallHub, wish: ModelWish) -> None:
     hub.fault(WEIGHTS, times=100, cut_after=0, at_store=True)
     with pytest.raises(ModelError, match=rf"cannot download {WEIGHTS} of org/m .*what was downloaded is kept"):
