@@ -27,7 +27,7 @@ $pip install 'uv>=0.5'
 uv=$work/venv/bin/uv
 
 cd "$repo"
-"$uv" -q export --locked --no-dev --extra install --extra client --no-emit-project --format requirements-txt \
+"$uv" -q export --locked --no-dev --extra install --extra client ${EXTRAS:+--extra "$EXTRAS"} --no-emit-project --format requirements-txt \
   --no-annotate --no-header -o "$work/requirements.txt" >/dev/null
 set --
 [ -z "$python" ] || set -- --python-version "$python" --platform "${platform:-manylinux_2_35_x86_64}" \

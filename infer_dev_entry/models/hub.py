@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from infer_dev_entry.models.listing import Listing
 from infer_dev_entry.models.wish import ModelWish
+from infer_dev_entry.redact import redact_line
 
 # Worth another try: the hub or the way to it may be well again in a moment.
 PASSING = ("busy", "server", "connection")
@@ -97,5 +98,5 @@ def stream_of(response: Any, pieces: Iterator[bytes]) -> Stream:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's text on one line, cut to a readable length."""
-    return " ".join(str(error).split())[:200]
+    """Return an error's text on one line, cut to a readable length, and without what looks like a secret."""
+    return redact_line(" ".join(str(error).split()))[:200]

@@ -12,9 +12,11 @@ import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
+from infer_dev_entry import __version__
 from infer_dev_entry.errors import ModelError
 from infer_dev_entry.models.hub import (
     INSTALL_MEND,
+    PASSING,
     HubError,
     Stream,
     kind_of_status,
@@ -36,6 +38,7 @@ _FORCED = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_XET": "1",
 }
+_AGENT: Mapping[str, Any] = {"library_name": "infer-dev", "library_version": __version__}
 _REMOVED = ("HF_DEBUG", "HF_HUB_ENABLE_HF_TRANSFER")
 
 
@@ -55,13 +58,16 @@ class HuggingFaceHub:
         try:
             import huggingface_hub
             from huggingface_hub import errors, utils
-        except ImportError as error:
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "huggingface_hub":
+                raise  # something below it, which this user may not read
             raise ModelError(f"cannot download from huggingface: {error}; {INSTALL_MEND}") from error
-        self._api = huggingface_hub.HfApi(endpoint=environ.get("HF_ENDPOINT") or None, library_name="infer-dev")
+        self._api = huggingface_hub.HfApi(endpoint=environ.get("HF_ENDPOINT") or None, **_AGENT)
         self._url = huggingface_hub.hf_hub_url
         self._utils: Any = utils
         self._errors: Any = errors
         self._http: Any = _http_module()
+        _take_over_retries()
 
     def list_files(self, wish: ModelWish) -> Listing:
         """Resolve the revision, then list the files of exactly that commit."""
@@ -78,7 +84,7 @@ class HuggingFaceHub:
     @contextlib.contextmanager
     def open_file(self, wish: ModelWish, commit: str, path: str, offset: int) -> Iterator[Stream]:
         """Begin to read a file; the token stays with the hub's own host when it redirects to its storage."""
-        headers = dict(self._utils.build_hf_headers(library_name="infer-dev")) | {"Accept-Encoding": "identity"}
+        headers = dict(self._utils.build_hf_headers(**_AGENT)) | {"Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
         url = self._url(wish.repo_id, path, revision=commit, endpoint=self._api.endpoint)
@@ -109,7 +115,6 @@ class HuggingFaceHub:
 
     def _trouble(self, error: Any, wish: ModelWish) -> HubError:
         errors, status = self._errors, error.response.status_code
-        wait_s = parse_retry_after(error.response.headers.get("Retry-After"), time.time())
         if isinstance(error, errors.GatedRepoError):
             return HubError("gated", f"HTTP {status}: {wish.repo_id} is gated")
         if isinstance(error, errors.RevisionNotFoundError):
@@ -120,7 +125,7 @@ class HuggingFaceHub:
             return HubError("repo", f"HTTP {status}: no such repository")
         if status == 404 and "/api/" in str(error.response.url):
             return HubError("repo", f"HTTP {status}")
-        return HubError(kind_of_status(status), f"HTTP {status}", wait_s)
+        return HubError(kind_of_status(status), f"HTTP {status}")
 
 
 def _http_module() -> Any:
@@ -128,6 +133,24 @@ def _http_module() -> Any:
     from huggingface_hub.utils import _http
 
     return getattr(_http, "httpx2", None) or _http.httpx  # type: ignore[attr-defined]
+
+
+def _take_over_retries() -> None:
+    """Have every answer that is worth another try raised at once: the library would sleep as long as a hub asks for."""
+    from huggingface_hub.utils import _http
+
+    def raise_passing(response: Any) -> None:
+        kind = kind_of_status(response.status_code)
+        if kind in PASSING:
+            wait_s = parse_retry_after(response.headers.get("Retry-After"), time.time())
+            raise HubError(kind, f"HTTP {response.status_code}", wait_s)
+
+    def make_client() -> Any:
+        client = _http.default_client_factory()
+        client.event_hooks = client.event_hooks | {"response": [*client.event_hooks["response"], raise_passing]}
+        return client
+
+    _http.set_client_factory(make_client)
 
 
 def _remote(item: Any) -> RemoteFile:

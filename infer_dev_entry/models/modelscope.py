@@ -27,7 +27,7 @@ from infer_dev_entry.models.listing import SHA256, SIZE_ALONE, Listing, RemoteFi
 from infer_dev_entry.models.wish import ModelWish
 
 _DEFAULT_REVISION = "master"
-_PIECE_BYTES = 256 * 1024
+_PIECE_BYTES = 64 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Listing retries by itself; a hub that stays away must still be told within minutes.
 _ENVIRON = {"MODELSCOPE_INTRA_CLOUD_ACCELERATION": "false"}
@@ -48,7 +48,9 @@ class ModelScopeHub:
             import modelscope_hub
             import requests
             from modelscope_hub import errors
-        except ImportError as error:
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "modelscope_hub":
+                raise  # something below it, which this user may not read
             raise ModelError(f"cannot download from modelscope: {error}; {INSTALL_MEND}") from error
         self._errors: Any = errors
         self._requests: Any = requests

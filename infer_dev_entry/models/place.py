@@ -69,7 +69,10 @@ class Place:
             return False
         if not os.path.isdir(self.target):
             return True
-        return self.record() is None and bool(os.listdir(self.target))
+        try:
+            return self.record() is None and bool(os.listdir(self.target))
+        except OSError:  # ours can be read
+            return True
 
     # -- changes; all with the lock held
 
@@ -176,13 +179,20 @@ def model_lock(place: Place, progress: ModelProgress, *, timeout_s: float = LOCK
     """
     with explained(f"cannot lock {place.target}"):
         os.makedirs(place.parent, exist_ok=True)
-        handle = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        handle = _open_lock(place.lock)
     try:
         _wait(handle, place, progress, timeout_s)
         sign_lock(handle)
         yield
     finally:
         os.close(handle)
+
+
+def _open_lock(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except PermissionError:  # another user's, which can be locked all the same
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def _wait(handle: int, place: Place, progress: ModelProgress, timeout_s: float) -> None:

@@ -13,7 +13,7 @@ from infer_dev_entry.models.content import file_fault, is_as_recorded
 from infer_dev_entry.models.fetch import Fetcher
 from infer_dev_entry.models.hub import Hub, HubError
 from infer_dev_entry.models.listing import Listing, RemoteFile, select_files
-from infer_dev_entry.models.place import Place, model_lock, place_of, refuse_foreign, write_record
+from infer_dev_entry.models.place import Place, explained, model_lock, place_of, refuse_foreign, write_record
 from infer_dev_entry.models.progress import ModelProgress
 from infer_dev_entry.models.record import KeptFile, ModelRecord
 from infer_dev_entry.models.retry import Patience
@@ -25,6 +25,7 @@ OpenHub = Callable[[ModelWish], Hub]
 _TRUE = ("1", "true", "yes", "on")
 _RESERVE_BYTES = 16 * 1024 * 1024
 _SHOWN_FAULTS = 3
+_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,7 @@ def pull(
         return _unchanged(wish, place)
     if not latest and place.is_foreign():
         return _check_foreign(wish, place)
-    with model_lock(place, progress):
+    with explained(f"cannot download {wish.shown} to {place.target}"), model_lock(place, progress):
         place.recover()
         if (not latest or is_offline(environ)) and refresh_record(place, wish, progress):
             place.sweep()
@@ -209,6 +210,8 @@ def _check_foreign(wish: ModelWish, place: Place) -> Pulled:
         faults = [found.problem] if found.problem else [fault.text for fault in found.faults if fault.certain]
         if not faults and found.is_directory and found.config is None:
             faults = ["it has no config.json"]
+        if not faults and found.is_directory and not any(name.endswith(_WEIGHTS) for name in found.names):
+            faults = ["it has no weights"]
         if faults:
             raise refuse_foreign(place, f"it is not whole: {faults[0]}")
     return Pulled(repo_id=wish.repo_id, target=place.target, how="foreign")

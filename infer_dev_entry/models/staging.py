@@ -52,7 +52,8 @@ class Staging:
             self._write_journal()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{self._folder}/{MARKER_NAME}")
-            self._clear(wanted)
+            unknown = {path: file for path, file in wanted.items() if path not in known}
+            self._clear({os.path.basename(self.part(file)) for file in wanted.values()}, unknown)
             lacking = [file for path, file in wanted.items() if path not in self._kept]
             if before is not None:
                 lacking = [file for file in lacking if not self._take_over(file, before)]
@@ -112,20 +113,20 @@ class Staging:
             found[kept.remote.path] = kept
         return {path: kept for path, kept in found.items() if lies_as_kept(self._folder, kept)}
 
-    def _clear(self, wanted: Mapping[str, RemoteFile]) -> None:
-        """Delete all but the kept files and the parts of wanted ones; a link or device goes as well.
+    def _clear(self, parts: set[str], unknown: Mapping[str, RemoteFile]) -> None:
+        """Delete all but the kept files and these parts; a link or device goes as well.
 
-        A wanted file that no journal speaks of (that was lost with the power) becomes a part again, to be proved.
+        A wanted file that is `unknown` to the journal (its line was lost with the power) becomes a part again, to be
+        proved.
         """
-        parts = {os.path.basename(self.part(file)) for file in wanted.values()}
         for folder, names, files in os.walk(self._folder, topdown=False):
             within = os.path.relpath(folder, self._folder)
             for name in files:
                 path = os.path.normpath(f"{within}/{name}")
                 if path in self._kept or path == JOURNAL_NAME or (within == PARTS_NAME and name in parts):
                     continue
-                if path in wanted and not os.path.islink(f"{folder}/{name}"):
-                    os.replace(f"{folder}/{name}", self.part(wanted[path]))
+                if path in unknown and _is_regular(f"{folder}/{name}", unknown[path].size):
+                    os.replace(f"{folder}/{name}", self.part(unknown[path]))
                 else:
                     os.unlink(f"{folder}/{name}")
             for name in names:
@@ -166,6 +167,11 @@ class Staging:
             journal.flush()
             os.fsync(journal.fileno())
         os.replace(f"{path}.new", path)
+
+
+def _is_regular(path: str, size: int) -> bool:
+    seen = os.lstat(path)
+    return stat.S_ISREG(seen.st_mode) and seen.st_size == size
 
 
 def _render_line(kept: KeptFile) -> str:
