@@ -19,7 +19,8 @@ from pathlib import Path
 from infer_dev_entry import fleet as f
 from infer_dev_entry.errors import RunDirError
 from infer_dev_entry.gateway.keys import ApiKey
-from infer_dev_entry.gateway.nginx import STATUS_PATH, find_complaint, key_pattern, render_nginx
+from infer_dev_entry.gateway.nginx import STATUS_PATH, render_nginx
+from infer_dev_entry.gateway.nginx_words import find_complaint, key_pattern
 from infer_dev_entry.init.access_log import AccessLog
 from infer_dev_entry.init.gateway import GatewayTools, Problem
 from infer_dev_entry.init.keys_watch import KeysWatch
