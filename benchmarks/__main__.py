@@ -14,7 +14,7 @@ from benchmarks.managers import is_unshare_allowed
 from benchmarks.tables import Table, render_table, table_data
 
 NAMES = (
-    *("gates_off", "container", "respawn", "spawn", "stop", "hang", "probe", "idle", "config256"),
+    *("gates_off", "container", "respawn", "spawn", "stop", "hang", "probe", "idle", "config256", "gateway"),
     *("install", "reboot", "shell_archive"),
 )
 
