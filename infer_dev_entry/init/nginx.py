@@ -32,7 +32,7 @@ from infer_dev_entry.rundir import read_text, write_private
 from infer_dev_entry.spec import ServerSpec
 
 # A key file and the size of a log are looked at this often.
-LOOK_S = 1.0
+LOOK_S = 2.0
 # Testing takes some 20 ms. A file system or a resolver that hangs must not hold up every start for longer.
 TEST_TIMEOUT_S = 5.0
 FILES_TIMEOUT_S = 5.0
