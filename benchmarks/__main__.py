@@ -15,7 +15,7 @@ from benchmarks.tables import Table, render_table, table_data
 
 NAMES = (
     *("gates_off", "container", "respawn", "sweep", "spawn", "stop", "hang", "probe", "idle", "config256"),
-    *("sglang_flags", "sglang"),
+    *("gateway", "sglang_flags", "sglang"),
     *("install", "reboot", "shell_archive"),
     "policy",
 )

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from infer_dev_entry.errors import ConfigError, GatewayError, KeysFileError
 from infer_dev_entry.gateway.keys import ApiKey, KeysFile, name_problem, parse_keys
-from infer_dev_entry.gateway.nginx import find_complaint, render_nginx
+from infer_dev_entry.gateway.nginx import render_nginx
+from infer_dev_entry.gateway.nginx_words import find_complaint
 from infer_dev_entry.host import LiveHost
 from infer_dev_entry.keys_file import add_key
 from infer_dev_entry.planner import make_plan

@@ -19,7 +19,7 @@ from infer_dev_entry.config.programs import ResolveOptions
 from infer_dev_entry.config.router import RouterChecker, router_spec
 from infer_dev_entry.engines import EngineProfile, profile_of
 from infer_dev_entry.gateway.keys import LONGEST, parse_keys
-from infer_dev_entry.gateway.nginx import path_problem
+from infer_dev_entry.gateway.nginx_words import path_problem
 from infer_dev_entry.redact import api_key_of
 from infer_dev_entry.spec import GatewaySpec, ProbeSpec, RestartSpec, RouteSpec, ServerSpec
 

@@ -102,7 +102,7 @@ def _examine_rest(
     return [
         *_rows("environment", environment),
         *_rows("files", access),
-        *(row for wish in wishes for row in _model_rows(wish, found)),
+        *(row for wish in wishes if not wish.is_gateway for row in _model_rows(wish, found)),
         *check_vram(wishes, found, facts, states_of(status)),
         *_rows("machine", machine),
         *_rows("ports", ports),

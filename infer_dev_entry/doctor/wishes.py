@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from infer_dev_entry.engines import GATEWAY_NAMES
 from infer_dev_entry.spec import ServerSpec
 
 # Flags that the checks look at → their other spellings.
@@ -61,6 +62,11 @@ class Wish:
     def is_sglang(self) -> bool:
         """Whether SGLang serves it."""
         return self.engine == "sglang"
+
+    @property
+    def is_gateway(self) -> bool:
+        """Whether it hands requests to the others, and serves no model itself."""
+        return self.engine in GATEWAY_NAMES
 
 
 def read_wish(server: ServerSpec) -> Wish:

@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 
 from infer_dev_entry.gateway.answers import ANSWERS, Answer, not_ready
 from infer_dev_entry.gateway.keys import ApiKey
+from infer_dev_entry.gateway.nginx_words import (
+    key_pattern,
+    listen_address,
+    quote,
+    quote_path,
+    render_rate,
+    render_seconds,
+    split_text,
+    upstream_address,
+)
 from infer_dev_entry.redact import api_key_of
 from infer_dev_entry.spec import GatewaySpec, ServerSpec
 
@@ -29,7 +38,6 @@ _CONNECT_TIMEOUT_S = 5
 # server after minutes of work would else kill the next one.
 _RETRY_WITHIN_S = 30
 _WORKER_CONNECTIONS = 4096
-_LONGEST_WORD = 3000
 
 
 def render_nginx(spec: ServerSpec, ready: Sequence[ServerSpec], keys: Sequence[ApiKey] | None) -> tuple[str, str]:
@@ -40,45 +48,6 @@ def render_nginx(spec: ServerSpec, ready: Sequence[ServerSpec], keys: Sequence[A
     text = _Renderer(spec, ready, keys).render()
     generation = hashlib.sha256(text.encode()).hexdigest()[:16]
     return text.replace(_GENERATION, generation), generation
-
-
-def quote(value: str) -> str:
-    """Quote a text that nginx takes as it is: where variables are expanded, a `$` of the text stays one."""
-    text = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "${gateway_dollar}")
-    return f'"{text}"'
-
-
-def quote_path(value: str) -> str:
-    """Quote a path in a directive that expands no variables."""
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def key_pattern(key: str) -> str:
-    """The regular expression that matches this key alone. Of what a key can hold, two characters are special in it."""
-    return re.sub(r"[.+]", r"[\g<0>]", key)
-
-
-def path_problem(value: str) -> str:
-    """Say why a path cannot stand in nginx's configuration, "" when it can."""
-    if "$" in value:
-        return "it holds '$', which nginx takes for a variable"
-    return "" if value.isprintable() else "it holds a control character"
-
-
-def find_complaint(output: str) -> str:
-    """Return the first line of nginx's output that tells a fault, without its prefix."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    grave = [line for line in lines if re.search(r"\[(?:emerg|alert|crit)\]", line)]
-    line = (grave or lines or [""])[0]
-    if "bearer" in line.lower():
-        return "it refuses the line of a key or of a server's key"  # and quotes it
-    return re.sub(r"^(?:nginx: |[0-9/]+ [0-9:]+ )(\[[a-z]+\] )(?:[0-9]+#[0-9]+: )?", r"\1", line)
-
-
-def _listen_address(host: str, port: int) -> str:
-    host = host.strip("[]") or "0.0.0.0"
-    host = "127.0.0.1" if host == "localhost" else host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class _Renderer:
@@ -104,7 +73,7 @@ daemon off;
 worker_processes {gateway.workers};
 worker_rlimit_nofile {4 * _WORKER_CONNECTIONS};
 # After a reload the old workers complete their streams; none of them lives longer than a request may.
-worker_shutdown_timeout {_seconds(gateway.read_timeout_s)};
+worker_shutdown_timeout {render_seconds(gateway.read_timeout_s)};
 pid {quote_path(f"{tmp}/nginx.pid")};
 error_log stderr warn;
 events {{
@@ -142,8 +111,8 @@ http {{"""
     log_format gateway escape=json '{_LOG_FORMAT}';
     access_log {f"{quote_path(gateway.access_log)} gateway" if gateway.access_log else "off"};
     # What a client may take of us before its request is whole.
-    client_header_timeout {_seconds(gateway.client_timeout_s)};
-    client_body_timeout {_seconds(gateway.client_timeout_s)};
+    client_header_timeout {render_seconds(gateway.client_timeout_s)};
+    client_body_timeout {render_seconds(gateway.client_timeout_s)};
     client_header_buffer_size 1k;
     large_client_header_buffers 4 16k;
     client_max_body_size {gateway.max_body_bytes};
@@ -161,8 +130,8 @@ http {{"""
     proxy_ignore_headers X-Accel-Redirect X-Accel-Expires X-Accel-Limit-Rate X-Accel-Buffering X-Accel-Charset;
     proxy_http_version 1.1;
     proxy_connect_timeout {_CONNECT_TIMEOUT_S}s;
-    proxy_send_timeout {_seconds(gateway.read_timeout_s)};
-    proxy_read_timeout {_seconds(gateway.read_timeout_s)};
+    proxy_send_timeout {render_seconds(gateway.read_timeout_s)};
+    proxy_read_timeout {render_seconds(gateway.read_timeout_s)};
     proxy_socket_keepalive on;
     proxy_next_upstream error timeout non_idempotent;
     proxy_next_upstream_tries 2;
@@ -195,7 +164,7 @@ http {{"""
         by = "$binary_remote_addr" if self.keys is None else "$gateway_key"
         lines = []
         if self.gateway.rate_per_s:
-            lines.append(f"    limit_req_zone {by} zone=gateway_rate:1m rate={_rate(self.gateway.rate_per_s)};")
+            lines.append(f"    limit_req_zone {by} zone=gateway_rate:1m rate={render_rate(self.gateway.rate_per_s)};")
         if self.gateway.max_connections:
             lines.append(f"    limit_conn_zone {by} zone=gateway_connections:1m;")
         return "\n".join(lines)
@@ -216,7 +185,7 @@ http {{"""
             # Without a zone each worker would count connections of its own.
             lines += [f"        zone {name} {64 + 2 * len(servers)}k;", "        least_conn;"]
         lines += [
-            f"        server {_upstream_address(self.ready[server])} max_fails=1 fail_timeout={_FAIL_TIMEOUT_S}s;"
+            f"        server {upstream_address(self.ready[server])} max_fails=1 fail_timeout={_FAIL_TIMEOUT_S}s;"
             for server in servers
         ]
         return "\n".join([*lines, "        keepalive 32;", f"        keepalive_timeout {_UPSTREAM_IDLE_S}s;", "    }"])
@@ -226,7 +195,7 @@ http {{"""
     def _public(self, routes: str) -> str:
         gateway = self.gateway
         tls = bool(gateway.tls_certificate)
-        listen = _listen_address(self.spec.host, self.spec.port)
+        listen = listen_address(self.spec.host, self.spec.port)
         options = (" ssl" if tls else "") + (" http2" if tls and gateway.http2 else "")
         options += " ipv6only=off" if listen.startswith("[::]:") else ""
         errors = "\n".join(f"        error_page {_codes(answer)} {_error_place(answer)};" for answer in ANSWERS)
@@ -271,7 +240,7 @@ http {{"""
             "# TYPE infer_dev_gateway_server_ready gauge",
             *(f'infer_dev_gateway_server_ready{{server="{name}"}} {int(name in self.ready)}' for name in names),
         ]
-        pieces = _pieces(lines)
+        pieces = split_text(lines)
         variables = "\n".join(
             f'            set $gateway_metrics_{number} "{text}";' for number, text in enumerate(pieces)
         )
@@ -347,12 +316,6 @@ http {{"""
     }}"""
 
 
-def _upstream_address(server: ServerSpec) -> str:
-    # By name nginx would take every address that it resolves to for a server of its own.
-    host, _, port = server.address.rpartition(":")
-    return f"127.0.0.1:{port}" if host == "localhost" else server.address
-
-
 def _codes(answer: Answer) -> str:
     return " ".join(map(str, (answer.status, *answer.stands_for)))
 
@@ -368,27 +331,6 @@ def _error_location(answer: Answer) -> str:
 def _error_place(answer: Answer) -> str:
     """Where an answer stands. nginx leads a request without a usable path to no named location, but to a 500."""
     return f"/gateway/error/{answer.status}" if answer.is_pathless else f"@gateway_{answer.status}"
-
-
-def _pieces(lines: Sequence[str]) -> list[str]:
-    """Join lines into quoted pieces that nginx reads: no word of its configuration may have 4096 bytes."""
-    pieces = [""]
-    for line in lines:
-        text = line.replace('"', '\\"') + "\n"
-        if len(pieces[-1]) + len(text) > _LONGEST_WORD:
-            pieces.append("")
-        pieces[-1] += text
-    return pieces
-
-
-def _seconds(value: float) -> str:
-    """A time as nginx takes it; below a millisecond is none."""
-    return f"{max(1, round(value * 1000))}ms"
-
-
-def _rate(per_s: float) -> str:
-    """nginx knows whole numbers a second or a minute."""
-    return f"{int(per_s)}r/s" if per_s.is_integer() else f"{max(1, round(per_s * 60))}r/m"
 
 
 _LOG_FORMAT = (

@@ -19,7 +19,8 @@ from pathlib import Path
 from infer_dev_entry import fleet as f
 from infer_dev_entry.errors import RunDirError
 from infer_dev_entry.gateway.keys import ApiKey
-from infer_dev_entry.gateway.nginx import STATUS_PATH, find_complaint, key_pattern, render_nginx
+from infer_dev_entry.gateway.nginx import STATUS_PATH, render_nginx
+from infer_dev_entry.gateway.nginx_words import find_complaint, key_pattern
 from infer_dev_entry.init.access_log import AccessLog
 from infer_dev_entry.init.gateway import GatewayTools, Problem
 from infer_dev_entry.init.keys_watch import KeysWatch
@@ -31,7 +32,7 @@ from infer_dev_entry.rundir import read_text, write_private
 from infer_dev_entry.spec import ServerSpec
 
 # A key file and the size of a log are looked at this often.
-LOOK_S = 1.0
+LOOK_S = 2.0
 # Testing takes some 20 ms. A file system or a resolver that hangs must not hold up every start for longer.
 TEST_TIMEOUT_S = 5.0
 FILES_TIMEOUT_S = 5.0

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from infer_dev_entry.config import NoHost, ResolveOptions, resolve
 from infer_dev_entry.errors import ConfigError
 from infer_dev_entry.gateway.keys import ApiKey, KeysFile, parse_keys
-from infer_dev_entry.gateway.nginx import find_complaint, render_nginx
+from infer_dev_entry.gateway.nginx import render_nginx
+from infer_dev_entry.gateway.nginx_words import find_complaint
 from infer_dev_entry.spec import ServerSpec
 
 pytestmark = needs_nginx

@@ -231,7 +231,9 @@ def test_tls_serves_http2_and_http1_and_refuses_old_protocols_and_plain_http(fle
     assert rows["gateway"]["url"] == f"https://127.0.0.1:{site.port}"
     trust = ssl.create_default_context(cafile=str(certificate))
     client = Client(site.port, "", trust)
-    wait_until(lambda: client.ask().status == 200, 5, "an answer over TLS")
+    site.client = client
+    site.wait_pool("a")
+    assert client.ask().status == 200
     assert client.ask("/v1/fake/echo").json["headers"]["x-forwarded-proto"] == "https"
     assert client.stream(3, 0.05).complete
     http2 = ssl.create_default_context(cafile=str(certificate))

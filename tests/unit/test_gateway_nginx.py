@@ -9,7 +9,8 @@ import pytest
 from make import make_gateway, make_spec
 
 from infer_dev_entry.gateway.keys import ApiKey
-from infer_dev_entry.gateway.nginx import find_complaint, key_pattern, path_problem, quote, render_nginx
+from infer_dev_entry.gateway.nginx import render_nginx
+from infer_dev_entry.gateway.nginx_words import find_complaint, key_pattern, path_problem, quote
 from infer_dev_entry.spec import FileSpec, ServerSpec
 
 ALICE = ApiKey(name="alice", key="sk-0123456789.abc+def")

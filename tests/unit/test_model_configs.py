@@ -19,6 +19,7 @@ NEEDS = {  # the oldest catalogued SGLang with the model's code
     "sglang-glm-4.7-flash-tp8.toml": "0.5.17",
     "sglang-glm-4.7-flash-tp8-mtp.toml": "0.5.17",
     "per-gpu-replicas.toml": "0.5.17",
+    "gateway-per-gpu-replicas.toml": "0.5.17",
 }
 EXPECTED_WARNINGS = {"--enable-dp-attention is deprecated in sglang 0.5.23; use --attn-dp-size <dp-size>"}
 
