@@ -24,6 +24,9 @@ LONGEST_STREAM_S = 24 * 3600.0
 LARGEST_ANSWER_BYTES = 64 * 1024 * 1024
 LARGEST_ERROR_BYTES = 64 * 1024
 _SHORTEST_SECRET = 4  # a shorter key would blot out half of every message
+# What the HTTP library raises where nobody answers; which library that is depends on the client's version.
+_NO_CONNECTION = ("ConnectError", "UnsupportedProtocol", "InvalidURL", "LocalProtocolError")
+_HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "anyio")
 _NO_KEY = "none"  # the client insists on one; servers without a key do not look at it
 
 
@@ -189,21 +192,22 @@ class Connection:
         except self._openai.OpenAIError as error:
             raise self._of_connection(error) from None
         except Exception as error:  # the HTTP library's own, which the client lets through while a body is read
-            if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2", "anyio"):
+            if type(error).__module__.partition(".")[0] not in _HTTP_LIBRARIES:
                 raise
             raise self._cut(error) from None
 
     def _of_connection(self, error: Exception) -> ClientError:
-        cause: BaseException | None = error
-        while cause is not None:
+        """Say why there was no answer, by what the client gives as the cause, and that as its own."""
+        causes = [error]
+        while isinstance(cause := causes[-1].__cause__ or causes[-1].__context__, Exception):
+            causes.append(cause)
+        for cause in causes:
             if isinstance(cause, _StatusSeenError):
                 return self._named(failure_of_status(cause.status, cause.body))
-            last, cause = cause, cause.__cause__ or cause.__context__
-        kind = type(error.__cause__ or error).__name__
-        if kind in ("ConnectError", "UnsupportedProtocol", "InvalidURL", "LocalProtocolError"):
-            reason = self._clean(str(last) or kind)
-            return UnreachableError(f"cannot reach {self._url}: {reason}; is the server running? see infer-dev status")
-        return self._cut(error.__cause__ or error)
+        if type(error.__cause__ or error).__name__ not in _NO_CONNECTION:
+            return self._cut(error.__cause__ or error)
+        reason = self._clean(str(causes[-1]) or type(causes[-1]).__name__)
+        return UnreachableError(f"cannot reach {self._url}: {reason}; is the server running? see infer-dev status")
 
     def _cut(self, error: BaseException) -> BrokenAnswerError:
         reason = self._clean(str(error) or type(error).__name__)

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from infer_dev_entry.client.connection import import_openai
 from infer_dev_entry.client.failures import failure_of_status
@@ -65,7 +66,7 @@ def run_checks(facts: ServerFacts, names: Sequence[str], timeout_s: float) -> It
     for name in names:
         asker = Asker(facts, timeout_s)
         began = time.monotonic()
-        outcome = _bounded(lambda check=CHECKS[name], asker=asker: _judge(check, asker), timeout_s)  # type: ignore[misc]
+        outcome = _bounded(partial(_judge, CHECKS[name], asker), timeout_s)
         yield _row(facts.label, name, outcome, began)
         if outcome.verdict is not Verdict.FAIL:  # one that hangs in a read would hold up its close
             asker.close()

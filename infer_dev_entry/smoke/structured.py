@@ -53,6 +53,8 @@ def check_json_schema(server: Asker) -> Outcome:
     problem = find_problem(text)
     if not problem:
         return passed(f"{shown(' '.join(text.split()))} is what the schema says")
+    if choice.finish_reason == "length" and server.facts.is_dummy:
+        return skipped(f"no end after 256 tokens, and the weights are random (load_format dummy): {shown(text)}")
     if choice.finish_reason == "length":
         return failed(f"no end after 256 tokens: {shown(text)}", "the model pads its JSON; see the grammar backend")
     return failed(f"{problem}: {shown(text)}", "the server ignores response_format; see its grammar backend")
