@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import signal
 import sys
 import time
@@ -41,7 +40,6 @@ RETRY_S = 5.0
 _PAUSE_S = 0.02
 _PAGE_TIMEOUT_S = 1.0
 _AS_USER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "as_user.py")
-_SIGHUP_BIT = 1 << (signal.SIGHUP - 1)
 
 
 class NginxDoor:
@@ -137,10 +135,12 @@ class NginxDoor:
         """Make the running nginx work by this route; returns what kept it from that."""
         began = time.monotonic()
         text, generation, secrets = await self._render(route.spec, route.ready)
-        if not await _wait_until_ready_for_signals(route.pid):
-            return None  # it has ended, or does so; a start writes anew
-        if await _running_generation(route.spec) == generation:
+        running = await self._wait_until_up(route)
+        if running == generation or not _is_alive(route.pid) or self._route is not route:
             return None
+        if not running:
+            mend = f"see infer-dev logs {route.spec.name}"
+            return Problem(reason=f"nginx does not answer on its status port {route.spec.probe.port}", mend=mend)
         problem = await self._write_tested(route.spec, text, secrets)
         if problem is not None:
             return problem
@@ -156,6 +156,19 @@ class NginxDoor:
         took_ms = round(1000 * (time.monotonic() - began))
         self._log.info("gateway.routed", server=route.spec.name, ready=names or "none", took_ms=took_ms)
         return None
+
+    async def _wait_until_up(self, route: f.Route) -> str:
+        """Wait for the status page, and return the generation on it; "" when none comes.
+
+        Until nginx handles SIGHUP that signal ends it. By its handlers in /proc it cannot be told when that is: before
+        the exec they are supervisord's. A worker that answers has a master that handles it.
+        """
+        until = time.monotonic() + LOAD_TIMEOUT_S
+        while time.monotonic() < until and _is_alive(route.pid):
+            if running := await _running_generation(route.spec):
+                return running
+            await asyncio.sleep(_PAUSE_S)
+        return ""
 
     async def _wait_for(self, route: f.Route, generation: str) -> bool:
         until = time.monotonic() + LOAD_TIMEOUT_S
@@ -252,20 +265,6 @@ async def _running_generation(spec: ServerSpec) -> str:
     except ValueError:
         return ""
     return str(found.get("generation", "")) if isinstance(found, dict) else ""
-
-
-async def _wait_until_ready_for_signals(pid: int) -> bool:
-    """Wait until nginx handles SIGHUP, which ends a program that does not; False when it ends first or never does."""
-    until = time.monotonic() + LOAD_TIMEOUT_S
-    while time.monotonic() < until:
-        status = read_text(f"/proc/{pid}/status")
-        caught = re.search(r"^SigCgt:\s*([0-9a-f]+)", status, re.MULTILINE)
-        if not caught:
-            return False
-        if int(caught[1], 16) & _SIGHUP_BIT:
-            return True
-        await asyncio.sleep(_PAUSE_S)
-    return False
 
 
 def _is_alive(pid: int) -> bool:
