@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -46,6 +47,27 @@ def test_stream_flows_token_by_token_and_a_client_that_leaves_ends_it(fleet: Fle
         assert peer.recv(1000)
         assert streams_of(site.ports["a"])["running"] == 1
     wait_until(lambda: streams_of(site.ports["a"])["broken"] == 1, 2, "the server to learn that its client has left")
+
+
+def test_client_that_reads_nothing_holds_its_server_back_and_fills_no_disk(fleet: Fleet) -> None:
+    site = Site(fleet, "a")
+    site.write()
+    site.start()
+    body = b'{"stream": true, "tokens": 1000000, "pause_s": 0}'
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with connect(site.port) as peer:
+        peer.sendall(head.encode() + body)
+        counts = [-2, -1]
+        # Until the kernel's buffers are full: two looks in a row see no more tokens.
+        wait_until(lambda: counts.append(tokens_after(site, 0.2)) or counts[-1] == counts[-2], 15, "the stream to stop")
+        assert 0 < counts[-1] < 1_000_000
+        assert not [path for path in (fleet.base / "tmp").rglob("*") if path.is_file() and path.name != "nginx.pid"]
+
+
+def tokens_after(site: Site, pause_s: float) -> int:
+    """What server a has streamed after a moment; the moment is what is measured, not a wait for something."""
+    time.sleep(pause_s)
+    return streams_of(site.ports["a"])["streamed"]
 
 
 def test_killed_server_costs_only_what_it_held_and_comes_back(fleet: Fleet) -> None:
@@ -216,6 +238,7 @@ def test_limits_of_a_key_concern_that_key_alone(fleet: Fleet) -> None:
     assert all(stream.result().complete for stream in running)
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_tls_serves_http2_and_http1_and_refuses_old_protocols_and_plain_http(fleet: Fleet) -> None:
     site = Site(fleet, "a")
     certificate, key = make_certificate(fleet.base)
