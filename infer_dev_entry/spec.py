@@ -115,6 +115,11 @@ class ServerSpec:
     gateway: GatewaySpec | None = None
 
     @property
+    def is_local(self) -> bool:
+        """True when only processes of this machine can reach it."""
+        return self.host.startswith("127.") or self.host.strip("[]") in ("::1", "localhost")
+
+    @property
     def address(self) -> str:
         """`host:port` for a client on this machine; wildcard hosts become loopback."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(self.host, self.host)

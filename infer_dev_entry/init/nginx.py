@@ -75,9 +75,13 @@ class NginxDoor:
             try:
                 await asyncio.wait_for(asyncio.to_thread(self._make_places, spec), FILES_TIMEOUT_S)
                 text, _, secrets = await self._render(spec, ready)
-                return await self._write_tested(spec, text, secrets)
+                problem = await self._write_tested(spec, text, secrets)
             except (OSError, RunDirError) as error:  # TimeoutError is an OSError
-                return Problem(reason=f"cannot prepare the gateway: {str(error) or 'its files do not answer'}")
+                problem = Problem(reason=f"cannot prepare the gateway: {str(error) or 'its files do not answer'}")
+        if problem is None and not spec.gateway.api_keys_file and not spec.is_local:
+            mend = "set gateway.api_keys_file: infer-dev gateway keys add FILE --name NAME makes one"
+            self._log.warning("gateway.open", message=f"whoever reaches {spec.url} may use the servers", mend=mend)
+        return problem
 
     def close(self) -> None:
         """Give up whatever is under way."""

@@ -189,9 +189,10 @@ def test_update_reroutes_a_running_gateway_and_drains_it_when_its_port_moves(fle
     assert fleet.cli("serve", str(config), "--wait", "20").returncode == 0
     wait_until(lambda: "gateway_rate" in (fleet.run_dir / "config/gateway.conf").read_text(), 5, "the limit")
     assert fleet.row("gateway")["pid"] == before
-    config = site.write(host="127.0.0.2")
+    config = site.write(host="0.0.0.0")
     assert fleet.cli("serve", str(config), "--wait", "30").returncode == 0
     assert fleet.row("gateway")["pid"] != before
+    assert "whoever reaches" in fleet.wait_event("gateway.open")["message"]
     seen = running.result()
     assert seen.complete and seen.tokens == 60  # nginx was told to drain, not to stop
 
