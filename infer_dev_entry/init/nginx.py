@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from infer_dev_entry import fleet as f
@@ -21,6 +22,7 @@ from infer_dev_entry.gateway.keys import ApiKey
 from infer_dev_entry.gateway.nginx import STATUS_PATH, render_nginx
 from infer_dev_entry.gateway.nginx_words import find_complaint, key_pattern
 from infer_dev_entry.init.access_log import AccessLog
+from infer_dev_entry.init.aside import Aside
 from infer_dev_entry.init.gateway import GatewayTools, Problem
 from infer_dev_entry.init.keys_watch import KeysWatch
 from infer_dev_entry.init.reaper import describe_end
@@ -55,6 +57,7 @@ class NginxDoor:
         self._task: asyncio.Task[None] | None = None
         self._told: f.RouteSeen | None = None
         self._access_log = AccessLog(tools.owner)
+        self._files = Aside()  # those that users choose the place of
 
     # -- what the actor asks for
 
@@ -70,10 +73,10 @@ class NginxDoor:
     async def prepare(self, spec: ServerSpec) -> Problem | None:
         """Write the configuration that a start reads, tested; a problem stops the start."""
         assert spec.gateway is not None
-        ready = self._route.ready if self._route and self._route.spec.name == spec.name else ()
         async with self._lock:
+            ready = self._route.ready if self._route and self._route.spec.name == spec.name else ()
             try:
-                await asyncio.wait_for(asyncio.to_thread(self._make_places, spec), FILES_TIMEOUT_S)
+                await self._files.run(partial(self._make_places, spec), FILES_TIMEOUT_S)
                 text, _, secrets = await self._render(spec, ready)
                 problem = await self._write_tested(spec, text, secrets)
             except (OSError, RunDirError) as error:  # TimeoutError is an OSError
@@ -122,8 +125,7 @@ class NginxDoor:
         """Rotate a log that is full; say whether the keys have changed."""
         assert route.spec.gateway is not None
         try:
-            work = asyncio.to_thread(self._look_at_files, route)
-            return await asyncio.wait_for(work, FILES_TIMEOUT_S)
+            return await self._files.run(partial(self._look_at_files, route), FILES_TIMEOUT_S)
         except OSError:
             return False
 
@@ -200,8 +202,11 @@ class NginxDoor:
     async def _render(self, spec: ServerSpec, ready: tuple[ServerSpec, ...]) -> tuple[str, str, tuple[str, ...]]:
         """Return the text, its generation, and the secrets in it."""
         assert spec.gateway is not None
-        reading = asyncio.to_thread(self._keys.read, spec.gateway.api_keys_file)
-        keys = await asyncio.wait_for(reading, FILES_TIMEOUT_S)
+        path = spec.gateway.api_keys_file
+        try:
+            keys = await self._files.run(partial(self._keys.read, path), FILES_TIMEOUT_S)
+        except TimeoutError:  # servers come and go all the same
+            keys = self._keys.in_force(path)
         text, generation = render_nginx(spec, ready, keys)
         return text, generation, _secrets(keys or (), ready)
 
