@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from fleet import SYSTEM_PYTHON, Fleet, get
+from fleet import SYSTEM_PYTHON, Fleet, get, render_toml
 from gateway import ALICE, BOB, NGINX, Client, Site, needs_nginx
 from wait import wait_until
 
@@ -226,8 +226,13 @@ def test_two_hundred_streams_flow_at_once_through_a_reload(fleet: Fleet) -> None
 
 def test_limits_of_a_key_concern_that_key_alone(fleet: Fleet) -> None:
     site = Site(fleet, "a")
-    site.write(api_keys_file=site.with_keys(), rate_per_s=1, burst=3, max_connections=2)
+    config = site.write(api_keys_file=site.with_keys(), rate_per_s=1, burst=3, max_connections=2)
+    own = "b4ck$HOME end\\"  # the server's own key, with what nginx would take for a variable
+    model = 'model_path = "fake/model"\n'
+    config.write_text(config.read_text().replace(model, f"{model}api_key = {render_toml(own)}\n"))
     site.start()
+    # The gateway sends the server's key in the place of the client's.
+    assert Client(site.port, BOB).ask("/v1/fake/echo").json["headers"]["authorization"] == f"Bearer {own}"
     bob = Client(site.port, BOB)
     answers = [site.client.ask("/v1/models") for _ in range(12)]
     refused = [answer for answer in answers if answer.status == 429]
