@@ -120,6 +120,11 @@ class ServerSpec:
     gateway: GatewaySpec | None = None
 
     @property
+    def is_local(self) -> bool:
+        """True when only processes of this machine can reach it."""
+        return is_loopback(self.host)
+
+    @property
     def address(self) -> str:
         """`host:port` for a client on this machine; wildcard hosts become loopback."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(self.host, self.host)
@@ -134,6 +139,11 @@ class ServerSpec:
             return ""
         scheme = "https" if self.gateway and self.gateway.tls_certificate else "http"
         return f"{scheme}://{self.address}"
+
+
+def is_loopback(host: str) -> bool:
+    """True when what listens on this address is reached by processes of this machine alone."""
+    return host.startswith("127.") or host.strip("[]") in ("::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

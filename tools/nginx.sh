@@ -26,3 +26,4 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 echo "nginx: installing nginx-light" >&2
 (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light) >&2
+command -v nginx >/dev/null

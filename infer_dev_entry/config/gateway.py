@@ -32,7 +32,6 @@ NGINX_MEND = "apt-get install nginx-light, or give gateway.binary its path"
 RESTART = RestartSpec(backoff_initial_s=0.2, backoff_max_s=5.0, reset_after_s=60.0, max_restarts=0)
 
 _UPSTREAM_HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]*")
-_LOOPBACK = re.compile(r"127\.[0-9.]+|\[?::1\]?|localhost")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +61,6 @@ class Gateway:
     binary: str
     policy: str
     given: frozenset[str]
-
-    @property
-    def is_open(self) -> bool:
-        """True when others than this machine's processes can reach it."""
-        return not _LOOPBACK.fullmatch(self.host)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +122,7 @@ class GatewayBuilder:
             self._check_backends(gateway, backends, pool)
             argv = (self._program(gateway), "-e", "stderr", "-p", f"{tmp_dir}/", "-c", conf)
             spec_of_gateway = self._gateway_spec(gateway, backends, pool, conf, log_file)
-        return ServerSpec(
+        spec = ServerSpec(
             name=NAME,
             engine=gateway.engine,
             argv=argv,
@@ -148,6 +142,11 @@ class GatewayBuilder:
             stop_signal=profile.stop_signal,
             gateway=spec_of_gateway,
         )
+        if gateway.engine == "nginx" and not gateway.api_keys_file and not spec.is_local:
+            problem = f"there is none, so everybody who reaches {gateway.host}:{gateway.port} can use the servers"
+            mend = "make one: infer-dev gateway keys add FILE --name NAME"
+            self._faults.warn((*PATH, "api_keys_file"), problem, mend)
+        return spec
 
     def _router(
         self, gateway: Gateway, backends: Backends, pool: tuple[str, ...], metrics_port: int, key_file: str
@@ -248,7 +247,7 @@ class GatewayBuilder:
         if len(keys) > 1:
             problem = "its servers ask for different API keys, and the gateway can send one of them"
             self._faults.add((*PATH, "instances"), problem, "give them the same api_key_file, or none")
-        exposed = [server.name for server in servers if not api_key_of(server.files) and not _is_local(server.host)]
+        exposed = [server.name for server in servers if not api_key_of(server.files) and not server.is_local]
         if exposed:
             names = ", ".join(exposed[:5]) + (", …" if exposed[5:] else "")
             problem = f"{names} can be reached without a key, past the gateway"
@@ -259,9 +258,6 @@ class GatewayBuilder:
     def _keys_file(self, gateway: Gateway) -> str:
         path = (*PATH, "api_keys_file")
         if not gateway.api_keys_file:
-            if gateway.is_open:
-                problem = f"there is none, so everybody who reaches {gateway.host}:{gateway.port} can use the servers"
-                self._faults.warn(path, problem, "make one: infer-dev gateway keys add FILE --name NAME")
             return ""
         file = self._host.expand(gateway.api_keys_file)
         secret = self._host.secret_file(file)
@@ -322,7 +318,3 @@ def _is_address(host: str) -> bool:
         return host == "localhost" or ("%" not in host and bool(ip_address(host.strip("[]"))))
     except ValueError:
         return False
-
-
-def _is_local(host: str) -> bool:
-    return bool(_LOOPBACK.fullmatch(host))

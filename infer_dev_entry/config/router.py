@@ -12,7 +12,7 @@ from infer_dev_entry.config.programs import ResolveOptions
 from infer_dev_entry.engines.sglang_router import PACKAGE
 from infer_dev_entry.gateway.router import RouterWish, render_words
 from infer_dev_entry.redact import api_key_of
-from infer_dev_entry.spec import GatewaySpec, ServerSpec
+from infer_dev_entry.spec import GatewaySpec, ServerSpec, is_loopback
 
 if TYPE_CHECKING:
     from infer_dev_entry.config.gateway import Gateway
@@ -53,7 +53,7 @@ class RouterChecker:
         if len({api_key_of(server.files) for server in pool}) > 1:
             problem = "its servers ask for different API keys, and a client can send one of them"
             self._faults.add((*PATH, "instances"), problem, "give them the same api_key_file, or none")
-        if gateway.is_open and not all(api_key_of(server.files) for server in pool):
+        if not is_loopback(gateway.host) and not all(api_key_of(server.files) for server in pool):
             problem = f"everybody who reaches {gateway.host}:{gateway.port} can use the servers"
             mend = "give the instances an api_key_file, which clients then need, or listen on 127.0.0.1 behind an nginx"
             self._faults.warn((*PATH, "host"), problem, mend)

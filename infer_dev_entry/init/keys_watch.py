@@ -20,11 +20,22 @@ class KeysWatch:
         self._path = ""
         self._stamp: tuple[int, ...] = ()
         self._keys: tuple[ApiKey, ...] = ()
+        self._is_stale = False  # the last read did not come back
         self.problem: Problem | None = None
 
     def has_changed(self, path: str) -> bool:
         """Say whether the file is another than the one read last."""
-        return bool(path) and (path != self._path or _stamp(path) != self._stamp)
+        return bool(path) and (self._is_stale or path != self._path or _stamp(path) != self._stamp)
+
+    def in_force(self, path: str) -> tuple[ApiKey, ...] | None:
+        """Return the keys as they were read last, without a look at the file, which does not answer."""
+        if not path:
+            return None
+        self._is_stale = True
+        held = self._keys if path == self._path else ()
+        told = f"the {len(held)} old keys stay in force" if held else "nobody gets in"
+        self.problem = Problem(reason=f"cannot read the keys of {path}: its file system does not answer; {told}")
+        return held
 
     def read(self, path: str) -> tuple[ApiKey, ...] | None:
         """Return the keys in force: those of the file, or, while it is bad, the last good ones; None without a file.
@@ -36,6 +47,7 @@ class KeysWatch:
             return None
         if not self.has_changed(path):
             return self._keys
+        self._is_stale = False
         if path != self._path:
             self._path, self._keys = path, ()
         self._stamp = _stamp(path)

@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from infer_dev_entry import fleet as f
@@ -22,6 +22,7 @@ from infer_dev_entry.gateway.keys import ApiKey
 from infer_dev_entry.gateway.nginx import STATUS_PATH, render_nginx
 from infer_dev_entry.gateway.nginx_words import find_complaint, key_pattern
 from infer_dev_entry.init.access_log import AccessLog
+from infer_dev_entry.init.aside import Aside
 from infer_dev_entry.init.gateway import GatewayTools, Problem
 from infer_dev_entry.init.keys_watch import KeysWatch
 from infer_dev_entry.init.reaper import describe_end
@@ -41,7 +42,6 @@ RETRY_S = 5.0
 _PAUSE_S = 0.02
 _PAGE_TIMEOUT_S = 1.0
 _AS_USER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "as_user.py")
-_SIGHUP_BIT = 1 << (signal.SIGHUP - 1)
 
 
 class NginxDoor:
@@ -57,6 +57,7 @@ class NginxDoor:
         self._task: asyncio.Task[None] | None = None
         self._told: f.RouteSeen | None = None
         self._access_log = AccessLog(tools.owner)
+        self._files = Aside()  # those that users choose the place of
 
     # -- what the actor asks for
 
@@ -75,14 +76,18 @@ class NginxDoor:
     async def prepare(self, spec: ServerSpec) -> Problem | None:
         """Write the configuration that a start reads, tested; a problem stops the start."""
         assert spec.gateway is not None
-        ready = self._route.ready if self._route and self._route.spec.name == spec.name else ()
         async with self._lock:
+            ready = self._route.ready if self._route and self._route.spec.name == spec.name else ()
             try:
-                await asyncio.wait_for(asyncio.to_thread(self._make_places, spec), FILES_TIMEOUT_S)
+                await self._files.run(partial(self._make_places, spec), FILES_TIMEOUT_S)
                 text, _, secrets = await self._render(spec, ready)
-                return await self._write_tested(spec, text, secrets)
+                problem = await self._write_tested(spec, text, secrets)
             except (OSError, RunDirError) as error:  # TimeoutError is an OSError
-                return Problem(reason=f"cannot prepare the gateway: {str(error) or 'its files do not answer'}")
+                problem = Problem(reason=f"cannot prepare the gateway: {str(error) or 'its files do not answer'}")
+        if problem is None and not spec.gateway.api_keys_file and not spec.is_local:
+            mend = "set gateway.api_keys_file: infer-dev gateway keys add FILE --name NAME makes one"
+            self._log.warning("gateway.open", message=f"whoever reaches {spec.url} may use the servers", mend=mend)
+        return problem
 
     def close(self) -> None:
         """Give up whatever is under way."""
@@ -123,8 +128,7 @@ class NginxDoor:
         """Rotate a log that is full; say whether the keys have changed."""
         assert route.spec.gateway is not None
         try:
-            work = asyncio.to_thread(self._look_at_files, route)
-            return await asyncio.wait_for(work, FILES_TIMEOUT_S)
+            return await self._files.run(partial(self._look_at_files, route), FILES_TIMEOUT_S)
         except OSError:
             return False
 
@@ -140,10 +144,12 @@ class NginxDoor:
         """Make the running nginx work by this route; returns what kept it from that."""
         began = time.monotonic()
         text, generation, secrets = await self._render(route.spec, route.ready)
-        if not await _wait_until_ready_for_signals(route.pid):
-            return None  # it has ended, or does so; a start writes anew
-        if await _running_generation(route.spec) == generation:
+        running = await self._wait_until_up(route)
+        if running == generation or not _is_alive(route.pid) or self._route is not route:
             return None
+        if not running:
+            mend = f"see infer-dev logs {route.spec.name}"
+            return Problem(reason=f"nginx does not answer on its status port {route.spec.probe.port}", mend=mend)
         problem = await self._write_tested(route.spec, text, secrets)
         if problem is not None:
             return problem
@@ -159,6 +165,19 @@ class NginxDoor:
         took_ms = round(1000 * (time.monotonic() - began))
         self._log.info("gateway.routed", server=route.spec.name, ready=names or "none", took_ms=took_ms)
         return None
+
+    async def _wait_until_up(self, route: f.Route) -> str:
+        """Wait for the status page, and return the generation on it; "" when none comes.
+
+        Until nginx handles SIGHUP that signal ends it. By its handlers in /proc it cannot be told when that is: before
+        the exec they are supervisord's. A worker that answers has a master that handles it.
+        """
+        until = time.monotonic() + LOAD_TIMEOUT_S
+        while time.monotonic() < until and _is_alive(route.pid):
+            if running := await _running_generation(route.spec):
+                return running
+            await asyncio.sleep(_PAUSE_S)
+        return ""
 
     async def _wait_for(self, route: f.Route, generation: str) -> bool:
         until = time.monotonic() + LOAD_TIMEOUT_S
@@ -186,8 +205,11 @@ class NginxDoor:
     async def _render(self, spec: ServerSpec, ready: tuple[ServerSpec, ...]) -> tuple[str, str, tuple[str, ...]]:
         """Return the text, its generation, and the secrets in it."""
         assert spec.gateway is not None
-        reading = asyncio.to_thread(self._keys.read, spec.gateway.api_keys_file)
-        keys = await asyncio.wait_for(reading, FILES_TIMEOUT_S)
+        path = spec.gateway.api_keys_file
+        try:
+            keys = await self._files.run(partial(self._keys.read, path), FILES_TIMEOUT_S)
+        except TimeoutError:  # servers come and go all the same
+            keys = self._keys.in_force(path)
         text, generation = render_nginx(spec, ready, keys)
         return text, generation, _secrets(keys or (), ready)
 
@@ -255,20 +277,6 @@ async def _running_generation(spec: ServerSpec) -> str:
     except ValueError:
         return ""
     return str(found.get("generation", "")) if isinstance(found, dict) else ""
-
-
-async def _wait_until_ready_for_signals(pid: int) -> bool:
-    """Wait until nginx handles SIGHUP, which ends a program that does not; False when it ends first or never does."""
-    until = time.monotonic() + LOAD_TIMEOUT_S
-    while time.monotonic() < until:
-        status = read_text(f"/proc/{pid}/status")
-        caught = re.search(r"^SigCgt:\s*([0-9a-f]+)", status, re.MULTILINE)
-        if not caught:
-            return False
-        if int(caught[1], 16) & _SIGHUP_BIT:
-            return True
-        await asyncio.sleep(_PAUSE_S)
-    return False
 
 
 def _is_alive(pid: int) -> bool:

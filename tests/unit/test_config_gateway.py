@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from test_config_resolve import FakeHost, faults_of, plan_of
 
 from infer_dev_entry.config.facts import Secret
 from infer_dev_entry.engines import GATEWAY_NAMES, profile_of
+from infer_dev_entry.render import DaemonSpec, render_conf
 from infer_dev_entry.spec import RouteSpec, ServerSpec, parse_plan, render_plan
 
 KEY = "sk-0123456789abcdef"
@@ -59,6 +61,14 @@ def test_gateway_is_the_last_server_and_waits_for_none() -> None:
     assert spec.gateway and spec.gateway.access_log == "/tmp/sglang-server-gateway-access.log"
     assert spec.probe.port in spec.more_ports
     assert spec.restart.max_restarts == 0
+
+
+def test_gateway_is_stopped_by_the_signal_that_makes_it_drain() -> None:
+    conf = render_conf(plan_of(config(), Machine()).servers, DaemonSpec(run_dir="/r"))
+    assert [line for line in conf.splitlines() if line.startswith("stopsignal")] == [
+        "stopsignal=TERM",
+        "stopsignal=QUIT",
+    ]
 
 
 def test_config_without_the_table_or_with_enable_false_has_no_gateway() -> None:
@@ -115,8 +125,6 @@ def test_plan_with_a_gateway_survives_its_json() -> None:
 
 
 def test_plan_of_a_version_without_gateways_still_parses() -> None:
-    import json
-
     plan = plan_of(config())
     data = json.loads(render_plan(plan))
     for server in data["servers"]:
