@@ -515,7 +515,7 @@ def test_disk_that_fills_up_keeps_what_came_and_goes_on_later(hub: SmallHub, wis
         ls '{folder}/m'
     """
     run = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", script],
+        ["timeout", "90", "unshare", "--mount", "sh", "-c", script],  # its loop ends also when this test fails
         env={**os.environ, "HF_ENDPOINT": hub.endpoint},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
