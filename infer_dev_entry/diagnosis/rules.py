@@ -148,7 +148,7 @@ RULES = (
         policy=Policy.HOLD,
         engine="sglang",
         raised=(
-            _E + r"Repo id must be in the form",
+            _E + r"Repo id must (?:be in the form|use alphanumeric chars)",
             _E + r".{0,300}is not a local folder and is not a valid model identifier",
             _E + r".{0,300}does not appear to have a file named",
             _E + r"Cannot find any model weights with",

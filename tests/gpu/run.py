@@ -672,7 +672,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--budget-s", type=float, default=540, help="steps that would outlast it are skipped")
     parser.add_argument("--steps", nargs="*", default=(), help="only these, after install and ready-cold")
     parser.add_argument("--fake", action="store_true", help="try the script itself, without a GPU")
-    return parser.parse_args()
+    args = parser.parse_args()
+    # Servers run in a directory of their own, where a relative path is another one.
+    for name in ("wheels", "out", "sglang", "model"):
+        if not args.fake and getattr(args, name):
+            setattr(args, name, os.path.abspath(getattr(args, name)))
+    return args
 
 
 def main() -> int:

@@ -50,6 +50,7 @@ def read_log(engine: str, name: str) -> str:
         ("no-gpu-cuda", -9, "no-gpu", Policy.HOLD, "AttributeError: module 'torch._C' has no attribute '_cuda_setDev"),
         ("not-installed", 1, "not-installed", Policy.HOLD, "/opt/other/bin/python: Error while finding module spec"),
         ("model-missing", 1, "model-missing", Policy.HOLD, "OSError: Repo id must be in the form 'repo_name' or"),
+        ("model-relative", 1, "model-missing", Policy.HOLD, "OSError: Repo id must use alphanumeric chars, '-', '_'"),
         (
             "model-missing-offline",
             1,
