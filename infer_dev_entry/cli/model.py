@@ -102,7 +102,7 @@ def _pull(args: argparse.Namespace, settings: Settings, environ: Mapping[str, st
     from infer_dev_entry.models.pull import pull
     from infer_dev_entry.models.wishes import Hubs
 
-    wishes = (_asked(args, settings),) if args.repo_id else _chosen(args, settings, args.names)
+    wishes = (_asked(args, settings),) if args.repo_id else _chosen(args, settings, environ, args.names)
     owner = find_owner(settings)
     if owner is not None:
         for wish in wishes:
@@ -146,7 +146,9 @@ def _asked(args: argparse.Namespace, settings: Settings) -> ModelWish:
     )
 
 
-def _chosen(args: argparse.Namespace, settings: Settings, names: Sequence[str]) -> tuple[ModelWish, ...]:
+def _chosen(
+    args: argparse.Namespace, settings: Settings, environ: Mapping[str, str], names: Sequence[str]
+) -> tuple[ModelWish, ...]:
     """Return the config's wishes, or those of the named instances.
 
     Raises:
@@ -158,7 +160,7 @@ def _chosen(args: argparse.Namespace, settings: Settings, names: Sequence[str]) 
     given = [option for option in ("revision", "to", "source", "allow", "ignore") if getattr(args, option, "")]
     if given:
         raise SettingsError(f"--{given[0]} goes with --repo-id; write it into the config's model table, or give both")
-    wishes = read_wishes(settings, args.config)
+    wishes = read_wishes(settings, environ, args.config)
     known = {name: wish for wish in wishes for name in wish.names}
     unknown = [name for name in names if name not in known]
     if unknown or not wishes:
@@ -185,11 +187,11 @@ def _render_pulled(pulled: Pulled) -> str:
 # -- list
 
 
-def _list(args: argparse.Namespace, settings: Settings, _environ: Mapping[str, str], _progress: ModelProgress) -> int:
+def _list(args: argparse.Namespace, settings: Settings, environ: Mapping[str, str], _progress: ModelProgress) -> int:
     from infer_dev_entry.models.inventory import find_models, row_of
     from infer_dev_entry.models.wishes import read_wishes
 
-    wishes = read_wishes(settings, args.config) if args.config or settings.config else ()
+    wishes = read_wishes(settings, environ, args.config) if args.config or settings.config else ()
     rows = [row_of(wish.target, wish) for wish in wishes]
     seen = {row.path for row in rows}
     rows += [row_of(path, None) for path in find_models(args.folder or DEFAULT_MODELS_DIR) if path not in seen]
@@ -218,7 +220,7 @@ def _render_rows(rows: Sequence[Row]) -> str:
 # -- verify
 
 
-def _verify(args: argparse.Namespace, settings: Settings, _environ: Mapping[str, str], progress: ModelProgress) -> int:
+def _verify(args: argparse.Namespace, settings: Settings, environ: Mapping[str, str], progress: ModelProgress) -> int:
     from infer_dev_entry.models.place import place_of
     from infer_dev_entry.models.verify import check_files, require_record
 
@@ -226,7 +228,7 @@ def _verify(args: argparse.Namespace, settings: Settings, _environ: Mapping[str,
     names = [model for model in args.models if model not in folders]
     targets = [os.path.abspath(folder) for folder in folders]
     if names or not folders:
-        targets += [wish.target for wish in _chosen(args, settings, names)]
+        targets += [wish.target for wish in _chosen(args, settings, environ, names)]
     reports = []
     for target in dict.fromkeys(targets):
         place = place_of(target)

@@ -54,7 +54,7 @@ def _answer(settings: Settings) -> dict[str, Any]:
 
 
 def _download(settings: Settings) -> dict[str, Any]:
-    wishes = read_wishes(settings)
+    wishes = read_wishes(settings, os.environ)
     if not wishes:
         get_log().warning("model.none", message=f"no instance of {settings.config} has a model table")
     if settings.on_boot and not all(is_settled(wish) for wish in wishes):

@@ -15,15 +15,19 @@ from infer_dev_entry.settings import Settings
 
 
 class TextHost(NoHost):
-    """A host of which only the paths matter."""
+    """A host of which only the paths and the variables matter."""
+
+    def knows_variables(self) -> bool:
+        """True: what a variable stands for is what is downloaded."""
+        return True
 
     def expand(self, path: str, /) -> str:
         """The absolute path, with a leading `~` expanded."""
         return expand_path(path)
 
 
-def read_wishes(settings: Settings, config_path: str = "") -> tuple[ModelWish, ...]:
-    """Return the downloads of a config (`config_path`, else the settings'); the machine is not looked at.
+def read_wishes(settings: Settings, environ: Mapping[str, str], config_path: str = "") -> tuple[ModelWish, ...]:
+    """Return the downloads of a config (`config_path`, else the settings'); of the machine only `environ` is looked at.
 
     Raises:
         SettingsError: no config is named.
@@ -44,7 +48,7 @@ def read_wishes(settings: Settings, config_path: str = "") -> tuple[ModelWish, .
         tmp_dir="/tmp",
         model_source=settings.model_source,
     )
-    return resolve_downloads(read_config(path), source=path, options=options, host=TextHost())
+    return resolve_downloads(read_config(path), source=path, options=options, host=TextHost(environ=environ))
 
 
 class Hubs:

@@ -25,6 +25,17 @@ def environ(tmp_path: Path) -> dict[str, str]:
     return {"HF_HUB_OFFLINE": "1", "AUTO_INFER_SGLANG_CONFIG": str(config), "PATH": os.environ["PATH"]}
 
 
+def test_list_takes_variables_from_the_environment(
+    tmp_path: Path, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Path(environ["AUTO_INFER_SGLANG_CONFIG"])
+    config.write_text(config.read_text().replace(str(tmp_path), "${MODELS}"))
+    assert main(["model", "list", str(tmp_path), "--json"], environ) == 10
+    assert "MODELS" in capsys.readouterr().err
+    assert main(["model", "list", str(tmp_path), "--json"], environ | {"MODELS": str(tmp_path)}) == 0
+    assert [row["path"] for row in json.loads(capsys.readouterr().out)["models"]] == [f"{tmp_path}/m"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
