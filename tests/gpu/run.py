@@ -32,7 +32,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,9 @@ with open(os.environ["FAKE_NVML"], "r+") as file:
 print(gpu["used"], flush=True)
 sys.stdin.read()
 """
+
+
+Step = tuple[str, float, "Callable[[Bench], Mapping[str, Any]]"]  # its name, the seconds that it needs, its work
 
 
 class StepError(Exception):
@@ -128,7 +131,7 @@ class Bench:
 
     def step(self, name: str, needs_s: float, work: Callable[[Bench], Mapping[str, Any]]) -> bool:
         """Run one step unless its time is up, and record it."""
-        if self.args.steps and name not in ("install", "ready-cold", *self.args.steps):
+        if self.args.steps and name not in ("install", "ready-cold", "ready", *self.args.steps):
             return False
         began, seconds = time.monotonic(), 0.0
         facts: Mapping[str, Any] = {}
@@ -318,13 +321,8 @@ def chat(port: int, max_tokens: int = 8, timeout_s: float = 60, **more: Any) -> 
 
 
 def install(bench: Bench) -> Mapping[str, Any]:
-    """Install the wheels offline into a virtual environment of the entry's own."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bench.work / "venv")], check=True, timeout=60)
-    wheels = sorted(str(path) for path in Path(bench.args.wheels).glob("*.whl"))
-    pip = [sys.executable, "-m", "pip", "--python", str(bench.python), "install", "-q", "--no-index", "--no-deps"]
-    done = subprocess.run([*pip, *wheels], capture_output=True, text=True, timeout=120)
-    check(done.returncode == 0, f"pip: {done.stderr[-1000:]}")
-    version = bench.cli("--version").stdout.strip()
+    """Install the wheels, and see which GPUs there are."""
+    installed = install_wheels(bench)
     if not bench.args.fake:
         listed = _output(["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]).splitlines()
         check(listed, "nvidia-smi lists no GPU")
@@ -332,7 +330,18 @@ def install(bench: Bench) -> Mapping[str, Any]:
         bench.empty_bytes = used_bytes(bench)
     else:
         bench.gpus = 2
-    return {"version": version, "wheels": [Path(wheel).name for wheel in wheels], "gpus": bench.gpus}
+    return {**installed, "gpus": bench.gpus}
+
+
+def install_wheels(bench: Bench) -> Mapping[str, Any]:
+    """Install the wheels offline into a virtual environment of the entry's own."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bench.work / "venv")], check=True, timeout=60)
+    wheels = sorted(str(path) for path in Path(bench.args.wheels).glob("*.whl"))
+    pip = [sys.executable, "-m", "pip", "--python", str(bench.python), "install", "-q", "--no-index", "--no-deps"]
+    done = subprocess.run([*pip, *wheels], capture_output=True, text=True, timeout=120)
+    check(done.returncode == 0, f"pip: {done.stderr[-1000:]}")
+    version = bench.cli("--version").stdout.strip()
+    return {"version": version, "wheels": [Path(wheel).name for wheel in wheels]}
 
 
 def start_entry(bench: Bench) -> None:
@@ -644,7 +653,7 @@ def stop_entry(bench: Bench) -> Mapping[str, Any]:
 
 
 # By worth, with the time each needs on an H200 (23 to 29 s for a warm start, about 100 s for the first).
-STEPS: tuple[tuple[str, float, Callable[[Bench], Mapping[str, Any]]], ...] = (
+STEPS: tuple[Step, ...] = (
     ("install", 10, install),
     ("ready-cold", 60, ready_cold),
     ("chat", 5, chats),
@@ -663,8 +672,9 @@ STEPS: tuple[tuple[str, float, Callable[[Bench], Mapping[str, Any]]], ...] = (
 )
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The options of a run."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", required=True, help="directory with infer-dev's wheel and those it needs")
     parser.add_argument("--out", required=True, help="directory for the report")
     parser.add_argument("--sglang", default="", help="site directory with SGLang")
@@ -672,7 +682,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--budget-s", type=float, default=540, help="steps that would outlast it are skipped")
     parser.add_argument("--steps", nargs="*", default=(), help="only these, after install and ready-cold")
     parser.add_argument("--fake", action="store_true", help="try the script itself, without a GPU")
-    args = parser.parse_args()
+    return parser
+
+
+def absolute(args: argparse.Namespace) -> argparse.Namespace:
+    """Make the paths absolute."""
     # Servers run in a directory of their own, where a relative path is another one.
     for name in ("wheels", "out", "sglang", "model"):
         if not args.fake and getattr(args, name):
@@ -680,13 +694,13 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def main() -> int:
-    bench = Bench(parse_args())
+def run_steps(bench: Bench, steps: Iterable[Step], *, needed: tuple[str, ...]) -> int:
+    """Run the steps, end what was started, and return the exit code; nothing after a failed needed one can be right."""
     try:
-        for name, needs_s, work in STEPS:
+        for name, needs_s, work in steps:
             done = bench.step(name, needs_s, work)
-            if not done and name in ("install", "ready-cold"):
-                break  # nothing after it can be right
+            if not done and name in needed:
+                break
     finally:
         if bench.entry is not None and bench.entry.poll() is None:
             bench.entry.send_signal(signal.SIGTERM)
@@ -702,4 +716,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = absolute(make_parser(__doc__ or "").parse_args())
+    sys.exit(run_steps(Bench(options), STEPS, needed=("install", "ready-cold")))
