@@ -445,6 +445,7 @@ def can_start_but_for_time(fleet: Fleet, server: Server) -> bool:
         and not fleet.shutting_down
         and not missing_dependencies(fleet, server)
         and not is_warmed_for(fleet, server)
+        and not leaving_holder(fleet, server)
     )
 
 
@@ -476,3 +477,14 @@ def is_warmed_for(fleet: Fleet, server: Server) -> bool:
         and first.failures == 0
         and first.state in (State.STARTING, State.LOADING)
     )
+
+
+def leaving_holder(fleet: Fleet, server: Server) -> str:
+    """Name the server on its way down (one that the plan has no more, say) that holds a port of this one; or ""."""
+    ports = _ports_of(server.spec)
+    leaving = (other for other in fleet.servers if other.pid and other.ending is Ending.STOP)
+    return next((other.spec.name for other in leaving if ports & _ports_of(other.spec)), "")
+
+
+def _ports_of(spec: ServerSpec) -> set[int]:
+    return {spec.port, *spec.more_ports} - {0}

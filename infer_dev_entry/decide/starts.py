@@ -19,6 +19,7 @@ from infer_dev_entry.fleet import (
     can_start_but_for_time,
     find_server,
     is_warmed_for,
+    leaving_holder,
     missing_dependencies,
 )
 from infer_dev_entry.gpu_wait import needs_look
@@ -35,6 +36,9 @@ def start_if_due(turn: Turn, server: Server) -> None:
             return
         if is_warmed_for(fleet, server):
             turn.put(replace(server, reason=f"waits until {server.spec.warm_after} has read the model from disk"))
+            return
+        if holder := leaving_holder(fleet, server):
+            turn.put(replace(server, reason=f"waits until {holder} has stopped, which holds a port of it"))
             return
     if not can_start_but_for_time(fleet, server):
         return

@@ -28,7 +28,8 @@ import run
 from run import Bench, check
 
 GATEWAY_PORT = 38000
-STREAMS = 16
+STREAMS, STREAM_TOKENS = 16, 600
+CPU_STREAMS, CPU_STREAM_TOKENS = 4, 100  # what its small cache holds at once
 FIRST_BYTES = 30
 GLM = {"tool_call_parser": "glm47", "reasoning_parser": "glm45", "grammar_backend": "xgrammar"}
 CPU = {
@@ -105,7 +106,7 @@ def smoke_gateway(bench: Bench) -> Mapping[str, Any]:
     """The checklist through the gateway, with a key."""
     key_file = bench.work / "key"
     key_file.write_text(KEY + "\n")
-    rows = smoke(bench, f"http://127.0.0.1:{GATEWAY_PORT}", "--api-key-file", str(key_file))
+    rows = smoke(bench, "gateway", "--api-key-file", str(key_file))
     measures = next(row.get("measures") for row in rows if row["check"] == "speed")
     return {**{row["check"]: row["verdict"] for row in rows}, "speed": measures}
 
@@ -158,7 +159,8 @@ def keys(_bench: Bench) -> Mapping[str, Any]:
 def kill_under_streams(bench: Bench) -> Mapping[str, Any]:
     """SIGKILL to one of two servers under streams: only its own break, and the next request is answered at once."""
     since, pid = bench.mark(), bench.row("glm-0")["pid"]
-    streams = [Stream(GATEWAY_PORT, 600) for _ in range(STREAMS)]
+    count, tokens = (CPU_STREAMS, CPU_STREAM_TOKENS) if bench.args.cpu else (STREAMS, STREAM_TOKENS)
+    streams = [Stream(GATEWAY_PORT, tokens) for _ in range(count)]
     for one in streams:
         one.start()
     until = time.monotonic() + 60
@@ -172,12 +174,12 @@ def kill_under_streams(bench: Bench) -> Mapping[str, Any]:
     for one in streams:
         one.join(bench.limit(120))
     completed = sum(one.done for one in streams)
-    check(STREAMS / 4 <= completed < STREAMS, f"{completed} of {STREAMS} completed, {held} were running")
+    check(count / 4 <= completed < count, f"{completed} of {count} completed, {held} were running")
     back = bench.wait_ready("glm-0", 120, pid)
     routed = bench.wait_row("gateway", "ready", 10, lambda row: row["state"] == "ready")
     restarted = bench.events("server.ready", "glm-0", since)[-1]["after_s"]
     return {
-        **{"streams": STREAMS, "running_at_the_kill": held, "completed": completed},
+        **{"streams": count, "running_at_the_kill": held, "completed": completed},
         **{"next_first_byte_s": round(next_one.first_s, 3), "load_s": restarted, "restarts": back["restarts"]},
         "gateway": routed["reason"],
     }

@@ -590,6 +590,24 @@ def test_plan_removed_server_drains_and_goes() -> None:
     assert [spec.name for spec in of_type(actions, Configure)[0].specs] == ["a"]
 
 
+def test_new_server_waits_for_the_port_of_one_that_is_leaving() -> None:
+    story = Story(make_spec("old", port=30000))
+    story.ready("old")
+    actions = story.see(wishes=(PlanWish(specs=(make_spec("new", port=30001, more_ports=(30000,)),)),))
+    assert of_type(actions, Stop) == [Stop(name="old")]
+    assert not of_type(actions, Start)
+    assert story.server("new").reason == "waits until old has stopped, which holds a port of it"
+    assert not of_type(story.see(after=5.0), Start)
+    assert of_type(story.process("STOPPED", name="old"), Start) == [Start(spec=story.server("new").spec)]
+
+
+def test_server_starts_at_once_beside_a_leaving_one_with_other_ports() -> None:
+    story = Story(make_spec("old", port=30000))
+    story.ready("old")
+    actions = story.see(wishes=(PlanWish(specs=(make_spec("new", port=30001),)),))
+    assert [start.spec.name for start in of_type(actions, Start)] == ["new"]
+
+
 def test_plan_changed_server_drains_then_starts_with_new_spec() -> None:
     changed = make_spec("a", port=31000)
     story = Story(make_spec("a"))
