@@ -17,6 +17,7 @@ from infer_dev_entry.config.facts import Gpu, Secret
 from infer_dev_entry.config.faults import render_source
 from infer_dev_entry.errors import ConfigError
 from infer_dev_entry.gpu import GpuDoor
+from infer_dev_entry.private_log import log_file_problem
 from infer_dev_entry.procaccess import read_as_owner
 from infer_dev_entry.settings import MARK_VARIABLE
 
@@ -153,6 +154,10 @@ class LiveHost:
             return None
         is_read_only = os.statvfs(target).f_flag & os.ST_RDONLY
         return f"{target} is on a read-only filesystem" if is_read_only else f"no permission to write to {target}"
+
+    def log_file_problem(self, path: str) -> str | None:
+        """Why what lies at this path cannot be a log file."""
+        return log_file_problem(path)
 
     def program_problem(self, path: str) -> str | None:
         """Why a program, by path or by name, cannot be run."""

@@ -5,6 +5,7 @@ SGLang prints its keys at each start. supervisord has no mode for its logs: it o
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -39,6 +40,21 @@ def close_log(path: str, gid: int | None) -> str:
     return ""
 
 
+def log_file_problem(path: str) -> str | None:
+    """Say why a path that is there cannot be a log file, or None.
+
+    To open a FIFO that nobody reads is to wait, and supervisord would do so for all its servers: anybody may make one
+    in /tmp. Those in /dev and /proc are standard streams.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return None
+    if stat.S_ISDIR(mode):
+        return "is a directory"
+    return "is a FIFO" if stat.S_ISFIFO(mode) and not path.startswith(("/dev/", "/proc/")) else None
+
+
 class ClosedLogs:
     """Opens files as `open` does; one that was found closed to others stays so, with its group, when it is made anew.
 
@@ -53,8 +69,11 @@ class ClosedLogs:
         """Open a file.
 
         Raises:
-            OSError: as `open`.
+            OSError: as `open`, or it is a FIFO.
         """
+        problem = log_file_problem(path)
+        if problem:
+            raise OSError(errno.EINVAL, problem, path)
         with suppress(OSError):
             info = os.stat(path)
             if stat.S_ISREG(info.st_mode) and not info.st_mode & stat.S_IRWXO:

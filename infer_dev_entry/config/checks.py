@@ -46,6 +46,9 @@ class FleetChecker:
         unfit = path_problem(log_file)
         if unfit:
             self._faults.add(path, f"{shown(log_file)} cannot be a log file: {unfit}", "choose another path")
+        lies_there = self._fact("log_file", log_file, self._host.log_file_problem)
+        if lies_there:
+            self._faults.add(path, f"{shown(log_file)} {lies_there}", "remove it, or choose another log_file")
         directory = str(PurePosixPath(log_file).parent)
         problem = self._fact("log_dir", directory, self._host.log_dir_problem)
         if problem:

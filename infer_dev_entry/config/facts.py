@@ -49,6 +49,9 @@ class Host(Protocol):
     def log_dir_problem(self, path: str, /) -> str | None:
         """Why a log file cannot be made in this directory (which may still have to be made)."""
 
+    def log_file_problem(self, path: str, /) -> str | None:
+        """Why what lies at this path cannot be a log file."""
+
     def program_problem(self, path: str, /) -> str | None:
         """Why a program cannot be run."""
 
@@ -118,7 +121,7 @@ class NoHost:
         """None: not looked at."""
         return None
 
-    log_dir_problem = program_problem = package_problem = file_problem = model_problem
+    log_dir_problem = log_file_problem = program_problem = package_problem = file_problem = model_problem
 
     def find_program(self, name: str, /) -> str:
         """The name: another machine's programs are not known."""

@@ -18,6 +18,8 @@ MAX_ADDED_CHARACTERS = 4 * 1024 * 1024
 
 # `$${NAME}` is the text `${NAME}`. Anything else with a dollar sign ($HOME, ${1}, ${{ x }}) is left as it is.
 _REFERENCE = re.compile(r"\$(\$?)\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}")
+# The shell's and Compose's other forms, which a person may take for ours; `$${NAME:?}` says that it is meant.
+_OTHER_FORM = re.compile(r"(?<!\$)\$\{[A-Za-z_][A-Za-z0-9_]*(?::[?=+]|[-?=+])")
 _INT = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}(?:\.[0-9]{1,18})?")
 
@@ -52,6 +54,10 @@ class _Interpolator:
         return self._replace_text(value, path) if isinstance(value, str) and "${" in value else value
 
     def _replace_text(self, text: str, path: Path) -> object:
+        other = _OTHER_FORM.search(text)
+        if other:
+            mend = "write ${NAME} or ${NAME:-text}"
+            self._faults.warn(path, f"{other[0]}…}} is no form that is read here, and stays as it is", mend)
         names = tuple(match[2] for match in _REFERENCE.finditer(text) if not match[1])
         missing = [match[2] for match in _REFERENCE.finditer(text) if self._is_missing(match)]
         if missing:

@@ -8,6 +8,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from infer_dev_entry.control_client import ask
+from infer_dev_entry.doctor.download_checks import Download, check_coming, check_downloads, will_download
+from infer_dev_entry.doctor.downloads import lacking_sources, read_downloads
 from infer_dev_entry.doctor.environment import read_access, read_environment, read_installed
 from infer_dev_entry.doctor.environment_checks import check_access, check_installed, check_torch
 from infer_dev_entry.doctor.fleet_checks import check_entry, check_ports, states_of
@@ -25,6 +27,7 @@ from infer_dev_entry.doctor.wishes import Wish
 from infer_dev_entry.errors import EntryError
 from infer_dev_entry.gpu import GpuDoor
 from infer_dev_entry.host import LiveHost
+from infer_dev_entry.models.pull import is_offline
 from infer_dev_entry.settings import Settings, parse_settings
 
 STATUS_S = 2.0
@@ -47,11 +50,13 @@ def examine(
     path = config_path or settings.config or str((status or {}).get("source") or "")
     inventory = facts.gpus if facts.cuda is not None else None
     plan = _read(lambda: read_plan(path, settings, environ, inventory), _late_plan)
+    downloads = _read(lambda: read_downloads(path, settings, environ), lambda _reason: ())
     return (
         *(warn("variables", warning) for warning in settings.warnings),
         *plan.rows,
         *check_gpus(facts, plan.wishes, require_gpu=require_gpu),
-        *_examine_rest(settings, environ, plan.wishes or (), facts, status),
+        *_download_rows(settings, environ, downloads, is_known=plan.wishes is not None),
+        *_examine_rest(settings, environ, plan.wishes or (), downloads, facts, status),
         *check_entry(status, status_problem),
     )
 
@@ -89,6 +94,7 @@ def _examine_rest(
     settings: Settings,
     environ: Mapping[str, str],
     wishes: Sequence[Wish],
+    downloads: Sequence[Download],
     facts: GpuFacts,
     status: Mapping[str, Any] | None,
 ) -> list[Row]:
@@ -102,7 +108,7 @@ def _examine_rest(
     return [
         *_rows("environment", environment),
         *_rows("files", access),
-        *(row for wish in wishes if not wish.is_gateway for row in _model_rows(wish, found)),
+        *(row for wish in wishes if not wish.is_gateway for row in _model_rows(wish, found, downloads, settings)),
         *check_vram(wishes, found, facts, states_of(status)),
         *_rows("machine", machine),
         *_rows("ports", ports),
@@ -116,7 +122,18 @@ def _model_or_problem(path: str, later: Later[ModelFiles]) -> ModelFiles:
         return ModelFiles(path=path, problem=str(error))
 
 
-def _model_rows(wish: Wish, found: Mapping[str, ModelFiles]) -> list[Row]:
+def _download_rows(
+    settings: Settings, environ: Mapping[str, str], downloads: Sequence[Download], *, is_known: bool
+) -> list[Row]:
+    gate = settings.model_download_on_boot and is_known
+    return check_downloads(downloads, gate=gate, offline=is_offline(environ), lacking=lacking_sources())
+
+
+def _model_rows(
+    wish: Wish, found: Mapping[str, ModelFiles], downloads: Sequence[Download], settings: Settings
+) -> list[Row]:
+    if will_download(wish.model, downloads, gate=settings.model_download_on_boot):
+        return [check_coming(wish.name)]
     return check_model(wish, found.get(wish.model), found.get(wish.tokenizer))
 
 

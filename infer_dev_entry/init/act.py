@@ -25,6 +25,7 @@ from infer_dev_entry.init.reaper import Reaper
 from infer_dev_entry.init.supervisord import Supervisord
 from infer_dev_entry.init.watch import Watch
 from infer_dev_entry.phases import Durations
+from infer_dev_entry.private_log import log_file_problem
 from infer_dev_entry.proctree import end_leftovers
 from infer_dev_entry.redact import secrets_of
 from infer_dev_entry.render import GROUP, DaemonSpec
@@ -203,6 +204,9 @@ class Actor:
         if taken:
             mend = "end that process, or set another port"
             return f.StartSeen(name=spec.name, pid=0, problem=taken, mend=mend, outside=True)
+        if unfit_log := await asyncio.to_thread(log_file_problem, spec.log_file):
+            problem = f"its log file {spec.log_file} {unfit_log}"
+            return f.StartSeen(name=spec.name, pid=0, problem=problem, mend="remove it, or set another log_file")
         past = await asyncio.to_thread(self._prepare, spec)
         if spec.gateway and (unfit := await self._gateways.door(spec).prepare(spec)):
             return f.StartSeen(name=spec.name, pid=0, problem=unfit.reason, mend=unfit.mend)

@@ -110,18 +110,21 @@ def hash_file(path: str, file: RemoteFile, advance: Callable[[int], None]) -> st
         os.close(handle)
 
 
-def lies_as_kept(folder: str, kept: KeptFile) -> bool:
-    """Say whether a file has the size and mtime that it had when its digest was checked."""
+def lies_as_kept(folder: str, kept: KeptFile, *, follow: bool = False) -> bool:
+    """Say whether a file has the size and mtime that it had when its digest was checked; `follow` allows links."""
     try:
-        seen = os.lstat(f"{folder}/{kept.remote.path}")
+        seen = os.stat(f"{folder}/{kept.remote.path}", follow_symlinks=follow)
     except (OSError, ValueError):
         return False
     return stat.S_ISREG(seen.st_mode) and seen.st_size == kept.remote.size and seen.st_mtime_ns == kept.mtime_ns
 
 
 def is_as_recorded(folder: str, record: ModelRecord) -> bool:
-    """Say whether every file of a record lies there as it did; one stat a file, nothing is read."""
-    return all(lies_as_kept(folder, kept) for kept in record.files)
+    """Say whether every file of a record lies there as it did; one stat a file, nothing is read.
+
+    A directory that was taken over may hold links: a snapshot of huggingface_hub's cache has no other files.
+    """
+    return all(lies_as_kept(folder, kept, follow=True) for kept in record.files)
 
 
 def file_fault(folder: str, file: RemoteFile, advance: Callable[[int], None]) -> str:

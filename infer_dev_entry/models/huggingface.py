@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from itertools import islice
 from typing import Any
 
 from infer_dev_entry import __version__
@@ -24,10 +25,11 @@ from infer_dev_entry.models.hub import (
     parse_retry_after,
     stream_of,
 )
-from infer_dev_entry.models.listing import GIT_SHA1, SHA256, Listing, RemoteFile
+from infer_dev_entry.models.listing import GIT_SHA1, MAX_FILES, SHA256, Listing, RemoteFile
 from infer_dev_entry.models.wish import ModelWish
 
 LIST_TIMEOUT_S = 60.0
+MAX_PAGES = 2000  # of a listing; the hub's hold 1000 files
 STREAM_TIMEOUT_S = 30.0  # without a byte
 
 # The library reads them when it is imported. Xet would bypass plain HTTP, whose ranges we resume by; HF_DEBUG prints
@@ -67,7 +69,8 @@ class HuggingFaceHub:
         self._utils: Any = utils
         self._errors: Any = errors
         self._http: Any = _http_module()
-        _take_over_retries()
+        self._pages = 0
+        _take_over_retries(self._count_page)
 
     def list_files(self, wish: ModelWish) -> Listing:
         """Resolve the revision, then list the files of exactly that commit."""
@@ -77,9 +80,18 @@ class HuggingFaceHub:
             commit = str(info.sha or "")
             if not commit.isalnum():
                 raise HubError("other", "the hub tells no commit; does HF_ENDPOINT lead to a Hugging Face hub?")
+            self._pages = 0
             tree = self._api.list_repo_tree(wish.repo_id, revision=commit, recursive=True)
-            files = tuple(_remote(item) for item in tree if hasattr(item, "blob_id"))
-        return Listing(commit=commit, files=files)
+            found = (_remote(item) for item in tree if hasattr(item, "blob_id"))
+            return Listing(commit=commit, files=tuple(islice(found, MAX_FILES + 1)))
+
+    def _count_page(self, response: Any) -> None:
+        """End a listing whose pages lead to each other."""
+        if "/tree/" not in response.url.path or not response.url.path.startswith("/api/"):
+            return
+        self._pages += 1
+        if self._pages > MAX_PAGES:
+            raise HubError("other", f"its listing has more than {MAX_PAGES} pages")
 
     @contextlib.contextmanager
     def open_file(self, wish: ModelWish, commit: str, path: str, offset: int) -> Iterator[Stream]:
@@ -135,11 +147,15 @@ def _http_module() -> Any:
     return getattr(_http, "httpx2", None) or _http.httpx  # type: ignore[attr-defined]
 
 
-def _take_over_retries() -> None:
-    """Have every answer that is worth another try raised at once: the library would sleep as long as a hub asks for."""
+def _take_over_retries(look: Callable[[Any], None]) -> None:
+    """Have every answer that is worth another try raised at once: the library would sleep as long as a hub asks for.
+
+    `look` sees every answer.
+    """
     from huggingface_hub.utils import _http
 
     def raise_passing(response: Any) -> None:
+        look(response)
         kind = kind_of_status(response.status_code)
         if kind in PASSING:
             wait_s = parse_retry_after(response.headers.get("Retry-After"), time.time())

@@ -82,7 +82,7 @@ def row_of(path: str, wish: ModelWish | None) -> Row:
 def _row_of_record(path: str, place: Place, record: ModelRecord, wish: ModelWish | None) -> Row:
     state, note = "complete", ""
     if not is_as_recorded(place.target, record):
-        bad = next(kept.remote.path for kept in record.files if not lies_as_kept(place.target, kept))
+        bad = next(kept.remote.path for kept in record.files if not lies_as_kept(place.target, kept, follow=True))
         state, note = "changed", f"{bad} is not as recorded; look closer with: infer-dev model verify {path}"
     elif wish is not None and not record.fulfils(wish):
         state, note = "outdated", f"the config asks for {wish.shown}: infer-dev model pull"

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import stat
 import time
@@ -83,11 +84,14 @@ class Place:
             ModelError: the filesystem refuses.
         """
         with explained(f"cannot make {self.staging}"):
-            if os.path.ismount(self.target):
+            mounts = mounts_within(self.target)
+            if self.target in mounts:
                 raise ModelError(
                     f"cannot publish {self.target}: it is a mount point, which no rename replaces; "
                     "mount the directory above it"
                 )
+            if mounts:  # it would go with the model that is replaced, and be emptied
+                raise ModelError(f"cannot publish {self.target}: {mounts[0]} is mounted in it; mount it elsewhere")
             os.makedirs(self.staging, exist_ok=True)
         self.sweep()
 
@@ -113,6 +117,12 @@ class Place:
         if os.path.lexists(self.replaced) and os.path.lexists(self.target):
             shutil.rmtree(self.replaced, ignore_errors=True)
 
+    def tidy(self) -> None:
+        """Delete what a run left that was killed after the exchange; the model is there, and is what is wished for."""
+        self.sweep()
+        if read_record(self.staging) is not None:
+            shutil.rmtree(self.staging, ignore_errors=True)
+
     def publish(self) -> None:
         """Put the staging directory in the model's place, in one step; the model before it is deleted afterwards.
 
@@ -133,6 +143,25 @@ class Place:
                 os.rename(self.staging, self.target)
             sync_dir(self.parent)
         self.sweep()
+
+
+def mounts_within(folder: str) -> tuple[str, ...]:
+    """Return the mount points at and below a directory.
+
+    The kernel's list, as os.path.ismount does not see a directory that is bound from the same filesystem.
+    """
+    below = f"{folder.rstrip('/')}/"
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            points = [_unescape(line.split(b" ")[4]) for line in file]  # proc(5)
+    except (OSError, IndexError):
+        return (folder,) if os.path.ismount(folder) else ()
+    return tuple(point for point in points if point == folder or point.startswith(below))
+
+
+def _unescape(field: bytes) -> str:
+    """Decode a path of mountinfo, in which white space and backslashes are octal."""
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field))
 
 
 def place_of(target: str) -> Place:
@@ -180,6 +209,9 @@ def model_lock(place: Place, progress: ModelProgress, *, timeout_s: float = LOCK
     with explained(f"cannot lock {place.target}"):
         os.makedirs(place.parent, exist_ok=True)
         handle = _open_lock(place.lock)
+    if handle is None:
+        yield
+        return
     try:
         _wait(handle, place, progress, timeout_s)
         sign_lock(handle)
@@ -188,11 +220,19 @@ def model_lock(place: Place, progress: ModelProgress, *, timeout_s: float = LOCK
         os.close(handle)
 
 
-def _open_lock(path: str) -> int:
+def _open_lock(path: str) -> int | None:
+    """Open the lock file; None on a read-only volume without one, where nothing can be changed under us from here."""
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except PermissionError:  # another user's, which can be locked all the same
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
 
 
 def _wait(handle: int, place: Place, progress: ModelProgress, timeout_s: float) -> None:

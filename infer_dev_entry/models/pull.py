@@ -78,7 +78,7 @@ def pull(
     with explained(f"cannot download {wish.shown} to {place.target}"), model_lock(place, progress):
         place.recover()
         if (not latest or is_offline(environ)) and refresh_record(place, wish, progress):
-            place.sweep()
+            place.tidy()
             return _unchanged(wish, place)
         if is_offline(environ):
             raise ModelError(
@@ -113,6 +113,8 @@ class _Pull:
         Fetcher(self._hub, self._wish, listing.commit, staging).fetch(
             lacking, self._progress.advance, self._progress.note
         )
+        for path in staging.carry_over(before) if before is not None else ():
+            self._progress.note(f"{self._place.target}: {path} was added there, and gives way to the repository's")
         self._record(self._place.staging, listing, staging.close())
         staging.forget()
         self._place.publish()
@@ -159,6 +161,7 @@ class _Pull:
         """The files are the wished ones; the record may be of another name for them."""
         if not is_settled(self._wish):
             self._record(self._place.target, listing, kept)
+        self._place.tidy()
         return self._pulled("unchanged", listing, [file.remote for file in kept], 0)
 
     def _record(self, folder: str, listing: Listing, kept: Sequence[KeptFile]) -> None:

@@ -11,12 +11,13 @@ import stat
 import threading
 from collections.abc import Iterable, Mapping
 
+from infer_dev_entry.errors import ModelError
 from infer_dev_entry.install.records import sync_dir
 from infer_dev_entry.models.content import lies_as_kept
 from infer_dev_entry.models.listing import RemoteFile
 from infer_dev_entry.models.place import JOURNAL_NAME, Place, explained, read_record
 from infer_dev_entry.models.record import KeptFile, ModelRecord
-from infer_dev_entry.models.wish import MARKER_NAME
+from infer_dev_entry.models.wish import MARKER_NAME, OWN_PREFIX
 
 PARTS_NAME = ".infer-dev-parts"
 _MAX_JOURNAL_BYTES = 64 * 1024 * 1024
@@ -94,7 +95,33 @@ class Staging:
             shutil.rmtree(f"{self._folder}/{PARTS_NAME}")
             for folder, _, _ in os.walk(self._folder):
                 sync_dir(folder)
+            for kept in self._kept.values():
+                if not lies_as_kept(self._folder, kept):
+                    raise ModelError(
+                        f"cannot finish {self._folder}: {kept.remote.path} is not there as it was written; end what "
+                        "else writes there, or use a filesystem that tells upper from lower case"
+                    )
         return tuple(self._kept[path] for path in sorted(self._kept))
+
+    def carry_over(self, before: ModelRecord) -> tuple[str, ...]:
+        """Link here what somebody added to the model before, and return what had to give way to a new file.
+
+        Raises:
+            ModelError: the filesystem refuses.
+        """
+        old = self._place.target
+        known = {kept.remote.path for kept in before.files}
+        hidden = []
+        with explained(f"cannot keep what was added to {old}"):
+            for folder, names, files in os.walk(old):
+                links = [name for name in names if os.path.islink(f"{folder}/{name}")]
+                for name in (*files, *links):
+                    path = os.path.relpath(f"{folder}/{name}", old)
+                    if path in known or path.startswith(OWN_PREFIX):
+                        continue
+                    if not _add(f"{old}/{path}", f"{self._folder}/{path}"):
+                        hidden.append(path)
+        return tuple(sorted(hidden))
 
     def forget(self) -> None:
         """Remove the journal, once the record has taken its place.
@@ -169,9 +196,25 @@ class Staging:
         os.replace(f"{path}.new", path)
 
 
+def _add(source: str, final: str) -> bool:
+    """Give a file a second name, or copy it; False when something else has that name, or a part of it."""
+    try:
+        os.makedirs(os.path.dirname(final), exist_ok=True)
+        try:
+            os.link(source, final, follow_symlinks=False)
+        except FileExistsError:
+            return False
+        except OSError:  # a filesystem without links
+            shutil.copy2(source, final, follow_symlinks=False)
+    except (FileExistsError, NotADirectoryError, shutil.SpecialFileError):
+        return False
+    return True
+
+
 def _is_regular(path: str, size: int) -> bool:
     seen = os.lstat(path)
-    return stat.S_ISREG(seen.st_mode) and seen.st_size == size
+    # One with a second name is a link into the model that is in place, and that may not be written to.
+    return stat.S_ISREG(seen.st_mode) and seen.st_size == size and seen.st_nlink == 1
 
 
 def _render_line(kept: KeptFile) -> str:

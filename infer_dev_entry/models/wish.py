@@ -129,7 +129,7 @@ def file_problem(path: str) -> str:
         return "a path that leads elsewhere"
     if any(part.lower() == ".git" for part in parts):
         return "a path into .git"
-    if parts[0].startswith(OWN_PREFIX):
+    if parts[0].lower().startswith(OWN_PREFIX):
         return "a name that is kept for infer-dev"
     if len(parts) > _MAX_DEPTH or len(path.encode()) > _MAX_PATH_BYTES:
         return "too long a path"

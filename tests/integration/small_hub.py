@@ -81,6 +81,7 @@ class SmallHub:
         self.repos: dict[str, Repo] = {}
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
+        self.loops = False  # every page of a listing leads to the first
         self._lock = threading.Lock()
         self._hub, self._store = self._serve(at_store=False), self._serve(at_store=True)
 
@@ -224,6 +225,8 @@ class _Handler(BaseHTTPRequestHandler):
         first = int(query.get("cursor", ["0"])[0])
         more = first + PAGE < len(entries)
         url = f"{self.owner.endpoint}{urlsplit(self.path).path}?recursive=true&cursor={first + PAGE}"
+        if self.owner.loops:
+            more, url = True, url.rpartition("=")[0] + "=0"
         link = {"Link": f'<{url}>; rel="next"'} if more else {}
         self.answer_json(entries[first : first + PAGE], **link)
 

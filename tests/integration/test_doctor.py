@@ -87,6 +87,15 @@ def test_no_driver_warns_and_fails_where_a_gpu_is_required(tmp_path: Path) -> No
     assert (code, rows["driver"]["verdict"]) == (1, "fail")
 
 
+def test_model_that_boot_will_download_is_no_failure_and_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub", reason="the models extra is not installed")
+    config = write_config(tmp_path, tmp_path / "m", extra='[instance.a.model]\nrepo_id = "org/m"\n')
+    code, rows = doctor(tmp_path, config)
+    assert (code, rows["download of a"]["verdict"], rows["model of a"]["verdict"]) == (1, "fail", "fail")
+    code, rows = doctor(tmp_path, config, AUTO_INFER_SGLANG_MODEL_DOWNLOAD_ON_BOOT="1")
+    assert (code, rows["download of a"]["verdict"], rows["model of a"]["verdict"]) == (0, "warn", "skip")
+
+
 def test_faults_of_the_config_are_rows_and_the_models_are_looked_at_all_the_same(tmp_path: Path) -> None:
     model = make_model(tmp_path / "m")
     write_safetensors(model / shard_name(1, 2), {"layers.1.weight": ("BF16", (1024, 1024))}, cut=10)

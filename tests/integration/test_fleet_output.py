@@ -8,6 +8,7 @@ import re
 import subprocess
 import time
 from itertools import pairwise
+from pathlib import Path
 
 from fleet import INFER_DEV, Fleet, free_port, free_ports, server
 
@@ -156,3 +157,22 @@ def check_lives(fleet: Fleet) -> None:
     assert fleet.cli("start", "a").returncode == 0
     assert time.monotonic() - began < 10
     fleet.wait_ready("a")
+
+
+def test_log_that_becomes_a_fifo_holds_up_its_own_server_alone(fleet: Fleet, tmp_path: Path) -> None:
+    a, b = free_ports(2)
+    log = tmp_path / "a.log"
+    fleet.write(server("a", a, control={"log_file": str(log)}), server("b", b))
+    fleet.start()
+    pids = {name: row["pid"] for name, row in fleet.wait_ready("a", "b").items()}
+    log.unlink()
+    os.mkfifo(log)  # as anybody may in /tmp
+    fleet.kill_server("a")
+    reason = f"its log file {log} is a FIFO"
+    fleet.wait(lambda: fleet.row("a")["reason"] == reason, 10, "a's reason")
+    checked = fleet.cli("config", "check", str(fleet.config))
+    assert '" is a FIFO; remove it, or choose another log_file' in checked.stderr
+    log.unlink()
+    fleet.wait_again("a", pids["a"])
+    assert fleet.row("b")["pid"] == pids["b"]
+    assert not fleet.events("supervisor.hung")

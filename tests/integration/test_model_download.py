@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fleet import skip_reason
+from model_pulls import FILES, WEIGHTS, Notes, run_pull
 from small_hub import SmallHub, tree_of
 from wait import wait_until
 
@@ -23,78 +22,16 @@ pytest.importorskip("huggingface_hub", reason="the models extra is not installed
 pytest.importorskip("modelscope_hub", reason="the models extra is not installed")
 
 from infer_dev_entry.errors import ModelError, ModelFilesError
-from infer_dev_entry.models import retry
-from infer_dev_entry.models.huggingface import HuggingFaceHub
-from infer_dev_entry.models.modelscope import ModelScopeHub
+from infer_dev_entry.models import huggingface, retry
 from infer_dev_entry.models.place import place_of
-from infer_dev_entry.models.pull import Pulled, is_settled, pull
+from infer_dev_entry.models.pull import is_settled
 from infer_dev_entry.models.verify import check_files
 from infer_dev_entry.models.wish import ModelWish
 
+pytest_plugins = ("model_fixtures",)
+
 CUTS = (655_360, 1_310_720, 1_966_080)  # whole pieces: the client loses the rest of one that is cut
 TOKEN = "hf_" + "Secret" * 5
-WEIGHTS = "model-00001-of-00001.safetensors"
-FILES = {
-    "config.json": b'{"architectures": ["X"]}',
-    "README.md": b"a model\n",
-    "tokenizer.json": b"{}" * 500,
-    WEIGHTS: random.Random(1).randbytes(3_000_000),
-    "extra/notes.txt": b"below",
-    "empty.txt": b"",
-}
-
-
-class Notes:
-    """A progress that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.stages: list[tuple[str, int]] = []
-        self.notes: list[str] = []
-        self.done = 0
-
-    def stage(self, name: str, total: int = 0) -> None:
-        self.stages.append((name, total))
-        self.done = 0
-
-    def advance(self, amount: int) -> None:
-        self.done += amount
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def close(self) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallHub]:
-    """A hub with one model; waits between tries are short."""
-    monkeypatch.setattr(retry, "_FIRST_WAIT_S", 0.01)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    hub = SmallHub()
-    hub.repo("org/m", FILES)
-    yield hub
-    hub.close()
-
-
-@pytest.fixture
-def wish(tmp_path: Path) -> ModelWish:
-    """The hub's model."""
-    return ModelWish(source="huggingface", repo_id="org/m", target=str(tmp_path / "models" / "m"))
-
-
-def run_pull(
-    hub: SmallHub, wish: ModelWish, notes: Notes | None = None, *, latest: bool = True, **environ: str
-) -> Pulled:
-    """Pull in this process, through the real client of the wish's source."""
-    own = {"HF_ENDPOINT": hub.endpoint, "MODELSCOPE_ENDPOINT": hub.endpoint, **environ}
-
-    def open_hub(wish: ModelWish) -> HuggingFaceHub | ModelScopeHub:
-        if wish.source == "huggingface":
-            return HuggingFaceHub(own, {})
-        return ModelScopeHub(own, os.environ)
-
-    return pull(wish, open_hub, notes or Notes(), own, latest=latest)
 
 
 def run_cli(hub: SmallHub, *words: str, **environ: str) -> subprocess.Popen[str]:
@@ -393,6 +330,15 @@ def test_verify_finds_a_flipped_byte_and_the_next_pull_fetches_that_file_alone(h
     assert tree_of(Path(wish.target)) == FILES
     assert len(hub.bodies(WEIGHTS)) == 1
     assert not hub.bodies("tokenizer.json")
+
+
+def test_listing_whose_pages_lead_to_each_other_ends(
+    hub: SmallHub, wish: ModelWish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface, "MAX_PAGES", 20)
+    hub.loops = True
+    with pytest.raises(ModelError, match="its listing has more than 20 pages"):
+        run_pull(hub, wish)
 
 
 def test_links_in_staging_are_not_written_through(hub: SmallHub, wish: ModelWish, tmp_path: Path) -> None:

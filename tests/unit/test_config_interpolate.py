@@ -232,3 +232,18 @@ def test_any_text_is_replaced_or_refused_and_never_raises(text: str, value: str)
 @given(st.text().filter(lambda text: "${" not in text))
 def test_text_without_a_reference_is_never_changed(text: str) -> None:
     assert interpolated(text, A="x") == text
+
+
+@pytest.mark.parametrize("text", ["${A:?no address}", "x${A-d}", "${NONE:+x}", "${NONE=d}"])
+def test_other_form_of_a_shell_stays_and_is_warned_of(text: str) -> None:
+    faults = Faults("f")
+    assert interpolate_document({"k": text}, Machine(A="one"), faults) == {"k": text}
+    (warning,) = faults.warnings
+    assert "is no form that is read here, and stays as it is; write ${NAME} or ${NAME:-text}" in warning
+
+
+@pytest.mark.parametrize("text", ["$${A:?x}", "${A}", "${NONE:-d}", "${1}", "${{ a }}", "${A", "${ A }"])
+def test_text_that_no_shell_reads_otherwise_is_not_warned_of(text: str) -> None:
+    faults = Faults("f")
+    interpolate_document({"k": text}, Machine(A="one"), faults)
+    assert not faults.warnings

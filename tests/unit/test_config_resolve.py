@@ -42,7 +42,7 @@ class FakeHost(NoHost):
         self.asked.append(path)
         return "no such file" if path in self.missing else None
 
-    log_dir_problem = program_problem = package_problem = model_problem
+    log_dir_problem = log_file_problem = program_problem = package_problem = model_problem
 
     def sglang_args_source(self, python: str, /) -> tuple[str, str] | None:
         return (self.sglang, "") if self.sglang else None

@@ -33,6 +33,7 @@ PURE = (
     "environment_checks",
     "machine_checks",
     "fleet_checks",
+    "download_checks",
 )
 
 

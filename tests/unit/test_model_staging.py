@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from infer_dev_entry.errors import ModelError
 from infer_dev_entry.models.content import GrowingFile, file_fault, is_as_recorded
 from infer_dev_entry.models.inventory import find_models, row_of
 from infer_dev_entry.models.listing import GIT_SHA1, SHA256, RemoteFile
@@ -147,6 +148,26 @@ def test_files_of_the_model_before_are_linked(place: Place) -> None:
     staging = Staging(place)
     assert staging.open((moved,), place.record()) == ()
     assert os.stat(f"{place.staging}/elsewhere/w.bin").st_ino == os.stat(f"{place.target}/sub/w.bin").st_ino
+
+
+def test_link_into_the_model_before_is_not_taken_for_a_part(place: Place) -> None:
+    publish(place, fill(place))
+    place.prepare()
+    os.makedirs(f"{place.staging}/sub")
+    os.link(f"{place.target}/sub/w.bin", f"{place.staging}/sub/w.bin")  # killed before the journal had it
+    staging = Staging(place)
+    staging.open(FILES, None)
+    part = GrowingFile(staging.part(FILES[1]), FILES[1], lambda _amount: None)
+    part.restart()
+    part.close()
+    assert Path(place.target, "sub/w.bin").read_bytes() == DATA["sub/w.bin"]
+
+
+def test_two_names_for_one_file_are_no_whole_model(place: Place) -> None:
+    staging = fill(place)
+    Path(place.staging, "a.json").write_bytes(b"A.json's")  # as a filesystem does that folds case
+    with pytest.raises(ModelError, match=r"a\.json is not there as it was written"):
+        staging.close()
 
 
 def test_growing_file_takes_up_what_is_there_and_hashes_all(tmp_path: Path) -> None:

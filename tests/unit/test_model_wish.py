@@ -89,7 +89,7 @@ def test_file_name_is_taken(path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     ["", "/a", "a//b", "./a", "a/..", "..", "a\\b", "a\0b", "a\x1b[0m", ".git/config", "x/.Git/y", "a" * 256, "\ud800",
-     ".infer-dev-model.json", ".infer-dev-parts/x", "/".join("a" * 40), "a/"],
+     ".infer-dev-model.json", ".Infer-Dev-Model.json", ".infer-dev-parts/x", "/".join("a" * 40), "a/"],
 )  # fmt: skip
 def test_file_name_is_refused(path: str) -> None:
     assert file_problem(path)

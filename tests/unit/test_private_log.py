@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infer_dev_entry.private_log import ClosedLogs, close_log
+from infer_dev_entry.private_log import ClosedLogs, close_log, log_file_problem
 
 
 def mode(path: Path) -> int:
@@ -81,3 +81,13 @@ def test_closed_log_that_cannot_be_opened_is_an_error_and_the_umask_is_untouched
         assert os.umask(0o022) == 0o022
     finally:
         os.umask(before)
+
+
+def test_fifo_and_directory_are_refused_at_once_and_streams_are_not(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path, problem in ((tmp_path / "fifo", "is a FIFO"), (tmp_path, "is a directory")):
+        assert log_file_problem(str(path)) == problem
+        with pytest.raises(OSError, match=problem):
+            ClosedLogs()(str(path), "ab")
+    for path in (tmp_path / "none", Path("/dev/null"), Path("/dev/stdout")):
+        assert log_file_problem(str(path)) is None
