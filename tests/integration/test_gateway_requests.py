@@ -64,7 +64,7 @@ def test_health_needs_no_key_and_metrics_are_local(site: Site) -> None:
 
 CLOSED = (
     "/", "/v1", "/a/v1", "/a", "/a/", "/server_info", "/get_server_info", "/generate", "/flush_cache", "/v2/x",
-    "/V1/models", "/a/server_info", "/a/generate", "/a/health", "/c/v1/models", "/A/v1/models", "/gateway/health",
+    "/V1/models", "/v1/loads", "/a/v1/loads", "/v1/x/../loads", "/v1/%6coads", "/a/server_info", "/a/generate", "/a/health", "/c/v1/models", "/A/v1/models", "/gateway/health",
     "/gateway/error/400",
     "/gateway/v1/models", "/v1/../server_info", "/v1/%2e%2e/server_info", "/v1/..%2fserver_info",
     "/v1/%2e%2e%2fserver_info", "//server_info", "/v1/x/../../generate", "/a/v1/../server_info",
@@ -145,6 +145,15 @@ def test_known_keys_pass_under_their_names_and_are_never_logged(site: Site) -> N
     assert Client(site.port, "").ask("/v1/models", Authorization=f"bearer  {BOB}").status == 200
     logs = "".join(path.read_text() for path in site.fleet.log_dir.iterdir()) + site.fleet.event_log.read_text()
     assert ALICE not in logs and BOB not in logs
+
+
+def test_no_request_breaks_the_log_whatever_its_bytes(site: Site) -> None:
+    head = f"HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ALICE}\r\nConnection: close\r\n"
+    for number, path in enumerate((b"/v1/fake/%ff%fe", b"/v1/fake/\xff\xc3", b"/v1/fake/%0a%22%5c%1b[2J", b"/v1/%c3%a9")):
+        site.client.raw(b"GET " + path + f" {head}X-Request-ID: bytes-{number}\r\n\r\n".encode())
+    # Every line is one JSON object in UTF-8, or this raises.
+    paths = [site.wait_logged(id=f"bytes-{number}")["path"] for number in range(4)]
+    assert paths == ["/v1/fake/", "/v1/fake/", "/v1/fake/", "/v1/"]
 
 
 def test_keys_are_in_private_files_only(site: Site) -> None:
