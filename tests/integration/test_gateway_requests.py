@@ -64,7 +64,8 @@ def test_health_needs_no_key_and_metrics_are_local(site: Site) -> None:
 
 CLOSED = (
     "/", "/v1", "/a/v1", "/a", "/a/", "/server_info", "/get_server_info", "/generate", "/flush_cache", "/v2/x",
-    "/V1/models", "/v1/loads", "/a/v1/loads", "/v1/x/../loads", "/v1/%6coads", "/a/server_info", "/a/generate", "/a/health", "/c/v1/models", "/A/v1/models", "/gateway/health",
+    "/v1/loads", "/a/v1/loads", "/v1/x/../loads", "/v1/%6coads",
+    "/V1/models", "/a/server_info", "/a/generate", "/a/health", "/c/v1/models", "/A/v1/models", "/gateway/health",
     "/gateway/error/400",
     "/gateway/v1/models", "/v1/../server_info", "/v1/%2e%2e/server_info", "/v1/..%2fserver_info",
     "/v1/%2e%2e%2fserver_info", "//server_info", "/v1/x/../../generate", "/a/v1/../server_info",
@@ -112,9 +113,11 @@ def test_malformed_requests_get_json_and_no_server_sees_them(site: Site) -> None
         b"GET /%00 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
         b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 20_000 + b"\r\n\r\n",
         b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /v1/models HTTP/2.0\r\nHost: x\r\n\r\n",
+        b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     ):
         answer = site.client.raw(data)
-        assert b'"error": {"message"' in answer and b" 4" in answer[:14], answer[:200]
+        assert b'"invalid_request_error"' in answer and re.match(rb"HTTP/1.1 (4..|501|505) ", answer), answer[:200]
 
 
 # -------------------------------------------------------------------------------------------------------------- keys
@@ -149,7 +152,8 @@ def test_known_keys_pass_under_their_names_and_are_never_logged(site: Site) -> N
 
 def test_no_request_breaks_the_log_whatever_its_bytes(site: Site) -> None:
     head = f"HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ALICE}\r\nConnection: close\r\n"
-    for number, path in enumerate((b"/v1/fake/%ff%fe", b"/v1/fake/\xff\xc3", b"/v1/fake/%0a%22%5c%1b[2J", b"/v1/%c3%a9")):
+    odd = (b"/v1/fake/%ff%fe", b"/v1/fake/\xff\xc3", b"/v1/fake/%0a%22%5c%1b[2J", b"/v1/%c3%a9")
+    for number, path in enumerate(odd):
         site.client.raw(b"GET " + path + f" {head}X-Request-ID: bytes-{number}\r\n\r\n".encode())
     # Every line is one JSON object in UTF-8, or this raises.
     paths = [site.wait_logged(id=f"bytes-{number}")["path"] for number in range(4)]
