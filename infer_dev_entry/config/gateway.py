@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import PurePosixPath
 from typing import cast
@@ -78,7 +78,7 @@ def read_gateway(document: Document, faults: Faults) -> Gateway | None:
     absent: dict[str, Value] = dict.fromkeys(
         ("api_keys_file", "tls_certificate", "tls_certificate_key", "log_dir", "binary"), ""
     )
-    values = {**defaults_of(GATEWAY), **absent, "log_dir": _log_dir(document), **given}
+    values = {**defaults_of(GATEWAY), **absent, "log_dir": _log_dir(document), "drain_timeout_s": 0.0, **given}
     if not values.pop("enable"):
         return None
     return Gateway(**values, given=frozenset(given))  # type: ignore[arg-type]  # parse_table checked every type
@@ -106,6 +106,8 @@ class GatewayBuilder:
 
     def build(self, gateway: Gateway, backends: Backends) -> ServerSpec:
         """Check the gateway against the machine and the servers, and build it."""
+        if "drain_timeout_s" not in gateway.given:
+            gateway = replace(gateway, drain_timeout_s=_longest_drain_s(backends))
         self._check_address(gateway)
         if "policy" in gateway.given and gateway.engine != "sglang-router":
             self._faults.warn((*PATH, "policy"), "is for engine sglang-router; not used")
@@ -299,6 +301,12 @@ def _routes(servers: Mapping[str, tuple[ServerSpec, ...]]) -> tuple[RouteSpec, .
     routes = {name: tuple(server.name for server in group) for name, group in servers.items()}
     routes |= {server.name: (server.name,) for group in servers.values() for server in group}
     return tuple(RouteSpec(name=name, servers=group) for name, group in routes.items())
+
+
+def _longest_drain_s(backends: Backends) -> float:
+    """A gateway that ends before its servers cuts off the answers that they still complete."""
+    drains = [server.drain_timeout_s for group in backends.servers.values() for server in group]
+    return max(drains, default=0.0)
 
 
 def _probe(profile: EngineProfile, port: int) -> ProbeSpec:

@@ -282,7 +282,7 @@ GATEWAY = (
     Key(
         name="drain_timeout_s",
         kind="seconds",
-        default=30.0,
+        default_text="the longest of its servers'",
         text="time for running requests when it stops",
     ),
     Key(name="log_max_bytes", kind="int", default=50_000_000, text="size at which its logs rotate; 0: never"),

@@ -42,8 +42,9 @@ def not_ready(servers: Sequence[str]) -> str:
 
 
 ANSWERS = (
-    # 495 and 496 are bad client certificates, 497 is plain HTTP on the port of HTTPS.
-    Answer(status=400, message="the request is malformed", stands_for=(495, 496, 497), is_pathless=True),
+    # 495 and 496 are bad client certificates, 497 is plain HTTP on the port of HTTPS, 501 an unknown transfer encoding,
+    # 505 another version of HTTP.
+    Answer(status=400, message="the request is malformed", stands_for=(495, 496, 497, 501, 505), is_pathless=True),
     Answer(
         status=401,
         message="the API key is missing or not known; send Authorization: Bearer <key>",
@@ -64,7 +65,7 @@ ANSWERS = (
         code="rate_limit_exceeded",
         headers={"Retry-After": "1"},
     ),
-    Answer(status=500, message="the gateway failed", kind="server_error", stands_for=(501, 505)),
+    Answer(status=500, message="the gateway failed", kind="server_error"),
     Answer(
         status=502,
         message="the server broke off before it answered; try again",

@@ -106,6 +106,8 @@ http {{"""
         default $request_id;
         "~^[A-Za-z0-9._-]{{1,128}}$" $http_x_request_id;
     }}
+    # For the log: what comes before the first byte that is not plain ASCII, as nginx would write it there as it came.
+    map $uri $gateway_path {{ "~^(?<gateway_plain>[ -~]*)" $gateway_plain; }}
 {self._key_map()}
 {self._limits()}
     log_format gateway escape=json '{_LOG_FORMAT}';
@@ -162,12 +164,20 @@ http {{"""
 
     def _limits(self) -> str:
         by = "$binary_remote_addr" if self.keys is None else "$gateway_key"
+        rate, connections = self._zones()
         lines = []
         if self.gateway.rate_per_s:
-            lines.append(f"    limit_req_zone {by} zone=gateway_rate:1m rate={render_rate(self.gateway.rate_per_s)};")
+            lines.append(f"    limit_req_zone {by} zone={rate}:1m rate={render_rate(self.gateway.rate_per_s)};")
         if self.gateway.max_connections:
-            lines.append(f"    limit_conn_zone {by} zone=gateway_connections:1m;")
+            lines.append(f"    limit_conn_zone {by} zone={connections}:1m;")
         return "\n".join(lines)
+
+    def _zones(self) -> tuple[str, str]:
+        """The zones of the limits, named for what they count by: a reload that gives an old name another key fails,
+        and `nginx -t` does not see it. So a gateway that is given keys would stay open.
+        """
+        by = "address" if self.keys is None else "key"
+        return f"gateway_rate_by_{by}", f"gateway_connections_by_{by}"
 
     # -- pools
 
@@ -265,16 +275,19 @@ http {{"""
     def _route(self, prefix: str, servers: Sequence[str]) -> str:
         """Both proxy_pass and the location end in a slash: nginx then sends the path that it has matched, normalised
         and escaped anew, and not the client's own spelling of it. The exact location stops its redirect to the slash.
+        SGLang's `/v1/loads` is no API of a model, but tells the state of the server as /metrics does.
         """
         pool = self._pool(servers)
-        lines = [f"        location = {prefix} {{ return 404; }}", f"        location {prefix}/ {{"]
+        rate, connections = self._zones()
+        lines = [f"        location = {closed} {{ return 404; }}" for closed in (prefix, f"{prefix}/loads")]
+        lines.append(f"        location {prefix}/ {{")
         if self.keys is not None:
             lines.append('            if ($gateway_key = "") { return 401; }')
         if self.gateway.rate_per_s:
             burst = f" burst={self.gateway.burst} nodelay" if self.gateway.burst else ""
-            lines.append(f"            limit_req zone=gateway_rate{burst};")
+            lines.append(f"            limit_req zone={rate}{burst};")
         if self.gateway.max_connections:
-            lines.append(f"            limit_conn gateway_connections {self.gateway.max_connections};")
+            lines.append(f"            limit_conn {connections} {self.gateway.max_connections};")
         if pool:
             lines += [self._authorization(servers), f"            proxy_pass http://{pool}/v1/;"]
         else:
@@ -335,7 +348,7 @@ def _error_place(answer: Answer) -> str:
 
 _LOG_FORMAT = (
     '{"time":"$time_iso8601","id":"$gateway_request_id","client":"$remote_addr","key":"$gateway_key",'
-    '"method":"$request_method","path":"$uri","status":$status,"bytes":$bytes_sent,"seconds":$request_time,'
+    '"method":"$request_method","path":"$gateway_path","status":$status,"bytes":$bytes_sent,"seconds":$request_time,'
     '"server":"$upstream_addr","server_status":"$upstream_status","connect_s":"$upstream_connect_time",'
     '"first_byte_s":"$upstream_header_time","tls":"$ssl_protocol"}'
 )

@@ -57,6 +57,8 @@ class NginxDoor:
         self._task: asyncio.Task[None] | None = None
         self._told: f.RouteSeen | None = None
         self._access_log = AccessLog(tools.owner)
+        self._log_problem = ""
+        self._retry: asyncio.TimerHandle | None = None
         self._files = Aside()  # those that users choose the place of
 
     # -- what the actor asks for
@@ -111,8 +113,10 @@ class NginxDoor:
             except Exception as error:  # the task must outlive a bug, as PID 1 does
                 self._log.error("entry.bug", error=repr(error), exc_info=error)
                 problem = Problem(reason=f"cannot reconfigure the gateway: {error!r}")
-            if problem is not None:
-                asyncio.get_running_loop().call_later(RETRY_S, self._news.set)
+            if self._retry is not None:
+                self._retry.cancel()  # or each news of a time of trouble would leave a chain of retries of its own
+            later = asyncio.get_running_loop().call_later
+            self._retry = later(RETRY_S, self._news.set) if problem is not None else None
             self._tell(route, problem or self._keys.problem)
 
     async def _wait_for_news(self) -> bool:
@@ -125,7 +129,7 @@ class NginxDoor:
         return has_news
 
     async def _look(self, route: f.Route) -> bool:
-        """Rotate a log that is full; say whether the keys have changed."""
+        """Rotate a log that is full; say whether the keys have changed, whatever comes of the log."""
         assert route.spec.gateway is not None
         try:
             return await self._files.run(partial(self._look_at_files, route), FILES_TIMEOUT_S)
@@ -136,8 +140,15 @@ class NginxDoor:
         gateway = route.spec.gateway
         assert gateway is not None
         spec = route.spec
-        if self._access_log.rotate(gateway.access_log, spec.log_max_bytes, spec.log_backups):
-            _signal(route.pid, signal.SIGUSR1)
+        problem = ""
+        try:
+            if self._access_log.rotate(gateway.access_log, spec.log_max_bytes, spec.log_backups):
+                _signal(route.pid, signal.SIGUSR1)
+        except OSError as error:
+            problem = str(error)
+        if problem and problem != self._log_problem:
+            self._log.warning("gateway.log_not_rotated", server=spec.name, reason=problem)
+        self._log_problem = problem
         return self._keys.has_changed(gateway.api_keys_file)
 
     async def _catch_up(self, route: f.Route) -> Problem | None:

@@ -41,6 +41,7 @@ class RouterDoor:
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._told: f.RouteSeen | None = None
+        self._retry: asyncio.TimerHandle | None = None
 
     # -- what the actor asks for
 
@@ -93,8 +94,10 @@ class RouterDoor:
             except Exception as error:  # the task must outlive a bug, as PID 1 does
                 self._log.error("entry.bug", error=repr(error), exc_info=error)
                 problem = Problem(reason=f"cannot tell the gateway its servers: {error!r}")
-            if problem is not None:
-                asyncio.get_running_loop().call_later(RETRY_S, self._news.set)
+            if self._retry is not None:
+                self._retry.cancel()  # or each news of a time of trouble would leave a chain of retries of its own
+            later = asyncio.get_running_loop().call_later
+            self._retry = later(RETRY_S, self._news.set) if problem is not None else None
             self._tell(route, problem)
 
     async def _catch_up(self, route: f.Route) -> Problem | None:

@@ -175,7 +175,8 @@ def test_killed_nginx_comes_back_with_the_servers_that_are_ready_then(fleet: Fle
     fleet.wait_event("supervisor.lost")
     fleet.wait_ready("b", "gateway")
     site.wait_pool("b")
-    assert len(fleet.find_processes("nginx: master process")) <= 1
+    masters = [member for member in fleet.members() if any("nginx: master" in word for word in member.argv)]
+    assert len(masters) == 1, "an old nginx lives on"
 
 
 def test_update_reroutes_a_running_gateway_and_drains_it_when_its_port_moves(fleet: Fleet) -> None:
@@ -187,7 +188,7 @@ def test_update_reroutes_a_running_gateway_and_drains_it_when_its_port_moves(fle
     wait_until(lambda: sum(streams_of(port)["streamed"] for port in site.ports.values()), 5, "a stream to begin")
     config = site.write(instances=["b"], rate_per_s=1000, name="fewer")
     assert fleet.cli("serve", str(config), "--wait", "20").returncode == 0
-    wait_until(lambda: "gateway_rate" in (fleet.run_dir / "config/gateway.conf").read_text(), 5, "the limit")
+    wait_until(lambda: "gateway_rate_by_address" in (fleet.run_dir / "config/gateway.conf").read_text(), 5, "the limit")
     assert fleet.row("gateway")["pid"] == before
     config = site.write(host="0.0.0.0")
     assert fleet.cli("serve", str(config), "--wait", "30").returncode == 0
@@ -195,6 +196,21 @@ def test_update_reroutes_a_running_gateway_and_drains_it_when_its_port_moves(fle
     assert "whoever reaches" in fleet.wait_event("gateway.open")["message"]
     seen = running.result()
     assert seen.complete and seen.tokens == 60  # nginx was told to drain, not to stop
+
+
+def test_keys_for_an_open_gateway_with_limits_close_it_by_a_reload(fleet: Fleet) -> None:
+    site = Site(fleet, "a")
+    limits = {"rate_per_s": 1000, "max_connections": 100}
+    site.write(**limits)
+    site.start()
+    before = fleet.row("gateway")["pid"]
+    assert Client(site.port, "").ask().status == 200
+    # What is counted changes from addresses to names, and nginx reloads no zone whose key is another.
+    config = site.write(api_keys_file=site.with_keys(), **limits)
+    assert fleet.cli("serve", str(config), "--wait", "20").returncode == 0
+    wait_until(lambda: Client(site.port, "").ask().status == 401, 5, "the gateway to ask for keys")
+    assert site.client.ask().status == 200
+    assert fleet.row("gateway")["pid"] == before
 
 
 def test_stop_lets_streams_end_and_closes_the_port_at_once(fleet: Fleet) -> None:
@@ -331,6 +347,19 @@ def test_access_log_rotates_and_nginx_writes_to_the_new_one(fleet: Fleet) -> Non
     site.client.ask("/v1/models", X_Request_ID="last")
     site.wait_logged(id="last")
     assert sorted(path.name for path in fleet.log_dir.glob("*access*")) == [log.name, old.name]
+
+
+def test_log_that_cannot_rotate_is_told_of_and_keeps_no_revoked_key_in_force(fleet: Fleet) -> None:
+    site = Site(fleet, "a")
+    site.write(api_keys_file=site.with_keys(), log_max_bytes=1000, log_backups=1)
+    (fleet.log_dir / "sglang-server-gateway-access.log.1" / "in-the-way").mkdir(parents=True)
+    site.start()
+    for _ in range(10):
+        site.client.ask()
+    assert "is a directory" in fleet.wait_event("gateway.log_not_rotated")["reason"].lower()
+    site.with_keys(f"bob: {BOB}\n")
+    wait_until(lambda: site.client.ask().status == 401, 6, "alice's key to be revoked")
+    assert len(fleet.events("gateway.log_not_rotated")) == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs servers as another user")

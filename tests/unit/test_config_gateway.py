@@ -105,6 +105,13 @@ def test_logs_go_where_the_instances_log_unless_told_otherwise() -> None:
     assert own.gateway and own.gateway.access_log == ""
 
 
+def test_gateway_drains_as_long_as_its_slowest_server_unless_told_otherwise() -> None:
+    slow = (instance("a", 30000), "[instance.a.control]\ndrain_timeout_s = 120", instance("b", 31000))
+    assert gateway_of(config("", *slow)).drain_timeout_s == 120
+    assert gateway_of(config("drain_timeout_s = 7", *slow)).drain_timeout_s == 7
+    assert gateway_of(config("drain_timeout_s = 0", *slow)).drain_timeout_s == 0
+
+
 def test_tls_makes_an_https_url() -> None:
     spec = gateway_of(config("tls_certificate = '~/c.pem'\ntls_certificate_key = '/k.pem'"))
     assert spec.url == "https://127.0.0.1:8000"

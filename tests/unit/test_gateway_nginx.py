@@ -83,10 +83,10 @@ def test_servers_own_key_takes_the_place_of_the_clients() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"rate_per_s": 5.0, "burst": 3}, ("rate=5r/s;", "limit_req zone=gateway_rate burst=3 nodelay;")),
-        ({"rate_per_s": 0.5, "burst": 0}, ("rate=30r/m;", "limit_req zone=gateway_rate;")),
+        ({"rate_per_s": 5.0, "burst": 3}, ("rate=5r/s;", "limit_req zone=gateway_rate_by_key burst=3 nodelay;")),
+        ({"rate_per_s": 0.5, "burst": 0}, ("rate=30r/m;", "limit_req zone=gateway_rate_by_key;")),
         ({"rate_per_s": 0.001}, ("rate=1r/m;",)),
-        ({"max_connections": 7}, ("limit_conn gateway_connections 7;", "limit_conn_zone $gateway_key ")),
+        ({"max_connections": 7}, ("limit_conn gateway_connections_by_key 7;", "limit_conn_zone $gateway_key ")),
         ({"max_body_bytes": 1000}, ("client_max_body_size 1000;",)),
         ({"client_timeout_s": 0.5}, ("client_header_timeout 500ms;", "client_body_timeout 500ms;")),
         ({"read_timeout_s": 60.0}, ("proxy_read_timeout 60000ms;", "worker_shutdown_timeout 60000ms;")),
