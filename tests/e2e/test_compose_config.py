@@ -23,8 +23,12 @@ pytestmark = pytest.mark.docker
 DOCKER = Path(__file__).parents[2] / "docker"
 BASE = "docker-compose.yml"
 CPU = "docker-compose.cpu.yml"
+GATEWAY = "docker-compose.gateway.yml"
 OFFLINE = "docker-compose.offline.yml"
-COMBINATIONS = [(BASE,), (BASE, CPU), (BASE, OFFLINE), (BASE, CPU, OFFLINE)]
+COMBINATIONS = [
+    *[(BASE,), (BASE, CPU), (BASE, OFFLINE), (BASE, CPU, OFFLINE)],
+    *[(BASE, GATEWAY), (BASE, CPU, GATEWAY), (BASE, CPU, GATEWAY, OFFLINE)],
+]
 # What a person's shell could set, and these tests must not see.
 FOREIGN = re.compile(
     r"AUTO_INFER_|INFER_DEV_|HOST_|COMPOSE_|BASE_IMAGE$|PIXI|ME_UID$|SHM_SIZE$|IPC_MODE$|STOP_GRACE|HEALTH_"
@@ -141,6 +145,14 @@ def test_places_of_the_host_are_those_given(config: Config, tmp_path: Path) -> N
     }
     (port,) = service["ports"]
     assert (port["host_ip"], port["published"]) == ("0.0.0.0", "1234")
+
+
+def test_gateway_overlay_adds_its_port_to_the_servers(config: Config) -> None:
+    service = config(BASE, GATEWAY, environ={"HOST_PORT_GATEWAY": "1234"})
+    assert [(port["host_ip"], port["published"], port["target"]) for port in service["ports"]] == [
+        ("127.0.0.1", "11982", 30000),
+        ("127.0.0.1", "1234", 8000),
+    ]
 
 
 def test_config_that_is_given_wins_over_that_of_the_cpu_overlay(config: Config) -> None:
