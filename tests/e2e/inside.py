@@ -8,7 +8,8 @@ _CHAT = """
 import json, sys, urllib.request
 body = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
 headers = {"Content-Type": "application/json"}
-request = urllib.request.Request(f"http://127.0.0.1:{sys.argv[1]}/v1/chat/completions", json.dumps(body).encode(), headers)
+url = f"http://127.0.0.1:{sys.argv[1]}/v1/chat/completions"
+request = urllib.request.Request(url, json.dumps(body).encode(), headers)
 print(json.load(urllib.request.urlopen(request, timeout=120))["choices"][0]["message"]["content"])
 """
 # A health check a second, and one failure is enough, from the start (0 would mean the image's own start period).

@@ -1,4 +1,4 @@
-"""The gateway in a container, as docs/gateway.md has it: a published port, keys in a mounted file, a stop that drains."""
+"""The gateway in a container, as docs/gateway.md has it: a published port, keys in a mounted file, a drain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights from a hub at boot, as docs/models.md has it: the gate, a token as Compose's secret, a second boot for free."""
+"""Weights from a hub at boot, as docs/models.md has it: the gate, a token as a secret, a second boot for free."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def boot(made: Project, event: str) -> dict[str, object]:
 def test_gate_downloads_with_the_secret_and_the_next_container_asks_nobody(
     engine: Engine, hub: SmallHub, folder: Path
 ) -> None:
-    files = [*("docker-compose.yml", "docker-compose.cpu.yml"), *(str(folder / f"{name}.yml") for name in ("override", "hub"))]
+    overlays = [str(folder / f"{name}.yml") for name in ("override", "hub")]
+    files = ["docker-compose.yml", "docker-compose.cpu.yml", *overlays]
     environ = {
         "AUTO_INFER_SGLANG_MODEL_DOWNLOAD_ON_BOOT": "1",
         "AUTO_INFER_SGLANG_CONFIG": "/model-configs/m.toml",

@@ -192,9 +192,7 @@ def test_gateway_overlay_publishes_the_gateways_default_port_and_the_base_does_n
     assert "HOST_PORT_GATEWAY" not in references("docker-compose.yml")
 
 
-@pytest.mark.parametrize(
-    "name", ["docker-compose.cpu.yml", "docker-compose.gateway.yml", "docker-compose.offline.yml"]
-)
+@pytest.mark.parametrize("name", ["docker-compose.cpu.yml", "docker-compose.gateway.yml", "docker-compose.offline.yml"])
 def test_overlay_changes_nothing_that_the_base_lacks(name: str) -> None:
     assert set(service(name)) <= {*service(), "network_mode"}
 
