@@ -2,7 +2,7 @@
 
 A block of `sh` or `console` is run in a copy of this checkout, unless the comment before it says what it needs that is
 not here: a GPU, a network, a second machine; or which test runs it. What a page leaves open are variables that a reader
-may set as well: INFER_DEV_IMAGE, HOST_PORT_SGLANG, COMPOSE_PROJECT_NAME. The blocks of pages on infer-dev itself are run
+may set as well: INFER_DEV_IMAGE, HOST_PORT_SGLANG, COMPOSE_PROJECT_NAME. Blocks of the pages on infer-dev itself run
 inside a container that serves, Python as well.
 """
 
@@ -75,7 +75,7 @@ BLOCK_TIMEOUT_S = 400.0
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block of a page. `needs` is what keeps it from being run here, `run_by` the test that runs it instead."""
+    """One fenced block of a page. `needs` is what keeps it from being run here, `run_by` the test that does instead."""
 
     page: str
     line: int
