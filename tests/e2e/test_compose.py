@@ -12,9 +12,10 @@ from serving import serve
 
 
 def test_up_installs_serves_on_the_hosts_port_and_stop_drains(engine: Engine, fresh: Path) -> None:
-    environ = serve() | INSTALL
+    environ = serve(gateway={"host": "0.0.0.0"}) | INSTALL | {"HOST_PORT_GATEWAY": "0"}
     del environ["AUTO_INFER_SGLANG_CONFIG"]  # the overlay's default
-    with project(engine, fresh, "docker-compose.yml", "docker-compose.cpu.yml", **environ) as made:
+    files = ("docker-compose.yml", "docker-compose.cpu.yml", "docker-compose.gateway.yml")
+    with project(engine, fresh, *files, **environ) as made:
         made.up()
         container = made.container()
         assert container.health == "healthy"
@@ -22,7 +23,10 @@ def test_up_installs_serves_on_the_hosts_port_and_stop_drains(engine: Engine, fr
         port = container.port()
         assert json.loads(get(port, "/v1/models")[1])["data"][0]["id"] == "gemma"
         assert chat(port).strip()
-        assert made.compose("exec", "-T", "infer-dev", "infer-dev", "status").stdout.split()[7:9] == ["gemma", "ready"]
+        container.wait_event("gateway.routed", 10)
+        assert chat(container.port(8000)).strip()
+        rows = made.compose("exec", "-T", "infer-dev", "infer-dev", "status").stdout.splitlines()
+        assert {tuple(row.split()[:2]) for row in rows[1:3]} == {("gateway", "ready"), ("gemma", "ready")}
         made.compose("stop", timeout_s=200)
         (row,) = made.rows()
         assert (row["State"], row["ExitCode"]) == ("exited", 0)
