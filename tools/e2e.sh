@@ -28,7 +28,7 @@ fi
 export INFER_DEV_IMAGE=${INFER_DEV_IMAGE:-infer-dev:e2e}
 docker/make-wheels.sh
 # Upon a base of its own only what these tests need: python3-dev alone is 100 MB more to fetch on every fresh machine.
-extra=(); [[ -z ${BASE_IMAGE:-} ]] || extra=(--build-arg APT_PACKAGES=libgomp1)
+extra=(); [[ -z ${BASE_IMAGE:-} ]] || extra=(--build-arg "APT_PACKAGES=libgomp1 nginx-light")
 if ! docker/build-image.sh -t "$INFER_DEV_IMAGE" --build-arg PIXI=none "${extra[@]}" >"${E2E_BUILD_LOG:-/tmp/infer-dev-e2e-build.log}" 2>&1; then
   tail -n 40 "${E2E_BUILD_LOG:-/tmp/infer-dev-e2e-build.log}" >&2
   exit 1

@@ -16,6 +16,7 @@ from infer_dev_entry.gateway.keys import ApiKey, KeysFile, name_problem, parse_k
 from infer_dev_entry.gateway.nginx import render_nginx
 from infer_dev_entry.gateway.nginx_words import find_complaint
 from infer_dev_entry.host import LiveHost
+from infer_dev_entry.init.owner import find_worker_user
 from infer_dev_entry.keys_file import add_key
 from infer_dev_entry.planner import make_plan
 from infer_dev_entry.redact import MASK
@@ -96,7 +97,7 @@ def _check(spec: ServerSpec, ready: tuple[ServerSpec, ...]) -> int:
     with tempfile.TemporaryDirectory(prefix="infer-dev-gateway-") as folder:
         conf = os.path.join(folder, "nginx.conf")
         own = replace(spec, environment=(("TMPDIR", folder),), gateway=replace(spec.gateway, conf=conf))
-        text, _ = render_nginx(own, ready, _read_keys(spec.gateway))
+        text, _ = render_nginx(own, ready, _read_keys(spec.gateway), user=find_worker_user())
         with open(os.open(conf, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
         argv = [spec.argv[0], "-t", "-q", "-e", "stderr", "-p", f"{folder}/", "-c", conf]

@@ -40,24 +40,28 @@ _RETRY_WITHIN_S = 30
 _WORKER_CONNECTIONS = 4096
 
 
-def render_nginx(spec: ServerSpec, ready: Sequence[ServerSpec], keys: Sequence[ApiKey] | None) -> tuple[str, str]:
+def render_nginx(
+    spec: ServerSpec, ready: Sequence[ServerSpec], keys: Sequence[ApiKey] | None, *, user: str = ""
+) -> tuple[str, str]:
     """Return the configuration, and its generation: the word by which a running nginx says that it serves with it.
 
     `ready` are the servers that may get requests. `keys` is None for a gateway that asks for none.
+    `user` is whom a root's nginx gives its workers to; "" leaves that to nginx.
     """
-    text = _Renderer(spec, ready, keys).render()
+    text = _Renderer(spec, ready, keys, user).render()
     generation = hashlib.sha256(text.encode()).hexdigest()[:16]
     return text.replace(_GENERATION, generation), generation
 
 
 class _Renderer:
-    def __init__(self, spec: ServerSpec, ready: Sequence[ServerSpec], keys: Sequence[ApiKey] | None) -> None:
+    def __init__(self, spec: ServerSpec, ready: Sequence[ServerSpec], keys: Sequence[ApiKey] | None, user: str) -> None:
         assert spec.gateway is not None
         self.spec = spec
         self.gateway: GatewaySpec = spec.gateway
         self.tmp_dir = dict(spec.environment)["TMPDIR"]
         self.ready = {server.name: server for server in ready}
         self.keys = keys
+        self.user = user
         self.pools: dict[tuple[str, ...], str] = {}  # the servers → the upstream's name
 
     def render(self) -> str:
@@ -67,9 +71,10 @@ class _Renderer:
 
     def _head(self) -> str:
         tmp, gateway = self.tmp_dir, self.gateway
+        user = f"user {self.user};\n" if self.user else ""
         return f"""
 # Made by infer-dev, and made anew whenever a server becomes ready or unready.
-daemon off;
+{user}daemon off;
 worker_processes {gateway.workers};
 worker_rlimit_nofile {4 * _WORKER_CONNECTIONS};
 # After a reload the old workers complete their streams; none of them lives longer than a request may.

@@ -25,6 +25,7 @@ from infer_dev_entry.init.access_log import AccessLog
 from infer_dev_entry.init.aside import Aside
 from infer_dev_entry.init.gateway import GatewayTools, Problem
 from infer_dev_entry.init.keys_watch import KeysWatch
+from infer_dev_entry.init.owner import find_worker_user
 from infer_dev_entry.init.reaper import describe_end
 from infer_dev_entry.init.spawn import signal_group, spawn_helper
 from infer_dev_entry.probe import read_page
@@ -221,7 +222,8 @@ class NginxDoor:
             keys = await self._files.run(partial(self._keys.read, path), FILES_TIMEOUT_S)
         except TimeoutError:  # servers come and go all the same
             keys = self._keys.in_force(path)
-        text, generation = render_nginx(spec, ready, keys)
+        user = "" if self._tools.owner else find_worker_user()
+        text, generation = render_nginx(spec, ready, keys, user=user)
         return text, generation, _secrets(keys or (), ready)
 
     async def _write_tested(self, spec: ServerSpec, text: str, secrets: tuple[str, ...]) -> Problem | None:

@@ -74,6 +74,15 @@ def _check_powers(owner: Owner) -> None:
             raise SettingsError(f"{cannot}: this user namespace has no {kind} {number}; map it, or {instead}")
 
 
+def find_worker_user() -> str:
+    """Return whom our nginx has to give its workers to, "" where its own choice will do.
+
+    As root it hands them to `nobody`, which takes these capabilities. Root's own workers each complain once, of
+    initgroups, and serve.
+    """
+    return "root" if os.geteuid() == 0 and missing_capabilities(read_text("/proc/self/status")) else ""
+
+
 def missing_capabilities(status: str) -> tuple[str, ...]:
     """Return those that /proc/self/status shows to be missing; none when it shows nothing."""
     for line in status.splitlines():

@@ -8,10 +8,12 @@ from typing import Any
 from engine import SERVE
 
 
-def serve(**tables: dict[str, Any]) -> dict[str, str]:
-    """Return the gates that serve; `tables` (control, probe, restart, server) are merged over those of the instance.
+def serve(gateway: dict[str, Any] | None = None, **tables: dict[str, Any]) -> dict[str, str]:
+    """Return the gates that serve; `tables` (control, probe, restart, server) are merged over those of the instance,
+    `gateway` over the file, which has none.
 
     One thread, as llama.cpp's threads wait for each other in a busy loop: on a machine with other work two are slower.
     """
     tables["server"] = {"threads": 1, **tables.get("server", {})}
-    return {**SERVE, "AUTO_INFER_SGLANG_OVERRIDES": json.dumps({"instance": {"gemma": tables}})}
+    overrides: dict[str, Any] = {"instance": {"gemma": tables}} | ({"gateway": gateway} if gateway else {})
+    return {**SERVE, "AUTO_INFER_SGLANG_OVERRIDES": json.dumps(overrides)}

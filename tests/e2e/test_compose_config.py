@@ -23,8 +23,12 @@ pytestmark = pytest.mark.docker
 DOCKER = Path(__file__).parents[2] / "docker"
 BASE = "docker-compose.yml"
 CPU = "docker-compose.cpu.yml"
+GATEWAY = "docker-compose.gateway.yml"
 OFFLINE = "docker-compose.offline.yml"
-COMBINATIONS = [(BASE,), (BASE, CPU), (BASE, OFFLINE), (BASE, CPU, OFFLINE)]
+COMBINATIONS = [
+    *[(BASE,), (BASE, CPU), (BASE, OFFLINE), (BASE, CPU, OFFLINE)],
+    *[(BASE, GATEWAY), (BASE, CPU, GATEWAY), (BASE, CPU, GATEWAY, OFFLINE)],
+]
 # What a person's shell could set, and these tests must not see.
 FOREIGN = re.compile(
     r"AUTO_INFER_|INFER_DEV_|HOST_|COMPOSE_|BASE_IMAGE$|PIXI|ME_UID$|SHM_SIZE$|IPC_MODE$|STOP_GRACE|HEALTH_"
@@ -141,6 +145,37 @@ def test_places_of_the_host_are_those_given(config: Config, tmp_path: Path) -> N
     }
     (port,) = service["ports"]
     assert (port["host_ip"], port["published"]) == ("0.0.0.0", "1234")
+
+
+def test_gateway_overlay_adds_its_port_to_the_servers(config: Config) -> None:
+    service = config(BASE, GATEWAY, environ={"HOST_PORT_GATEWAY": "1234"})
+    assert [(port["host_ip"], port["published"], port["target"]) for port in service["ports"]] == [
+        ("127.0.0.1", "11982", 30000),
+        ("127.0.0.1", "1234", 8000),
+    ]
+
+
+def override_of(page: str, tmp_path: Path) -> str:
+    """Write the override file that a page shows, and return its path."""
+    text = (DOCKER.parent / "docs" / page).read_text(encoding="utf-8")
+    (override,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.M | re.S)
+    (tmp_path / "override.yml").write_text(override, encoding="utf-8")
+    return str(tmp_path / "override.yml")
+
+
+def test_override_of_two_machines_takes_the_hosts_network_and_gives_the_variables(
+    config: Config, tmp_path: Path
+) -> None:
+    given = {"NODE_RANK": "1", "NODE_0_ADDR": "10.0.0.1", "NODE_IFNAME": "eth0"}
+    service = config(BASE, override_of("distributed.md", tmp_path), environ=given)
+    assert (service["network_mode"], service.get("ports")) == ("host", None)
+    assert given.items() <= environment_of(service).items()
+
+
+def test_override_for_a_token_names_a_file_and_holds_no_token(config: Config, tmp_path: Path) -> None:
+    service = config(BASE, override_of("models.md", tmp_path))
+    assert environment_of(service)["HF_TOKEN_PATH"] == "/run/secrets/hf_token"
+    assert [secret["source"] for secret in service["secrets"]] == ["hf_token"]
 
 
 def test_config_that_is_given_wins_over_that_of_the_cpu_overlay(config: Config) -> None:

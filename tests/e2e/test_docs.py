@@ -1,8 +1,9 @@
 """The container's docs are true: their commands run as they stand, and what cannot run here is at least no fiction.
 
 A block of `sh` or `console` is run in a copy of this checkout, unless the comment before it says what it needs that is
-not here: a GPU, a network, a second machine. What a page leaves open are variables that a reader may set as well:
-INFER_DEV_IMAGE, HOST_PORT_SGLANG, COMPOSE_PROJECT_NAME.
+not here: a GPU, a network, a second machine; or which test runs it. What a page leaves open are variables that a reader
+may set as well: INFER_DEV_IMAGE, HOST_PORT_SGLANG, COMPOSE_PROJECT_NAME. Blocks of the pages on infer-dev itself run
+inside a container that serves, Python as well.
 """
 
 from __future__ import annotations
@@ -34,7 +35,15 @@ PAGES = {
     "README.md": ("## Use it in a container", "."),
     "docs/container.md": ("", "docker"),
     "docs/troubleshooting.md": ("", "docker"),
+    "docs/client.md": ("", "docker"),
+    "docs/distributed.md": ("", "docker"),
+    "docs/gateway-router.md": ("", "docker"),
+    "docs/gateway.md": ("", "docker"),
+    "docs/models.md": ("", "docker"),
+    "docs/policy.md": ("", "docker"),
+    "docs/smoke.md": ("", "docker"),
 }
+INSIDE = ("docs/gateway.md", "docs/smoke.md", "docs/client.md")
 BUNDLE = "docker/.container/workspace/llama-cpp-bundle.tar"  # where the pages' own `bundle build` puts it
 # What a page expects to be so before its first block: its reader has a container that runs.
 SETTINGS = f"""COMPOSE_FILE=docker-compose.yml:docker-compose.cpu.yml
@@ -42,11 +51,18 @@ AUTO_INFER_SGLANG_BUNDLE_ON_BOOT=1
 AUTO_INFER_SGLANG_BUNDLE_PATH=/hard/volume/workspace/{Path(BUNDLE).name}
 AUTO_INFER_SGLANG_ON_BOOT=1
 """
-SETUP = {"docs/troubleshooting.md": f"printf %s {shlex.quote(SETTINGS)} > .env && docker compose up -d --wait"}
+UP = f"printf %s {shlex.quote(SETTINGS)} > .env && docker compose up -d --wait"
+# llama.cpp's threads wait for each other in a busy loop: on a small machine two are slower.
+ONE_THREAD = {"AUTO_INFER_SGLANG_OVERRIDES": json.dumps({"instance": {"gemma": {"server": {"threads": 1}}}})}
+SETUP = {"docs/troubleshooting.md": UP}
 
-NEEDS = ("a GPU", "a network", "a second machine")
+NEEDS = ("a GPU", "a network", "a second machine", "a model and ports that may be taken")
 RUN = ("sh", "console")
-SHOWN = ("toml", "yaml", "mermaid", "text")
+SHOWN = ("toml", "yaml", "json", "python", "mermaid", "text")
+# Commands of two words, and of three.
+GROUPS = {"bundle": 1, "config": 1, "model": 1, "gateway": 1, "gateway keys": 2}
+# What a page names that is no setting.
+MARKS = {"INFER_DEV_MARK"}
 HELPERS = {
     "install-sglang-offline.sh": "install",
     "check-and-run-sglang.sh": "serve",
@@ -59,13 +75,14 @@ BLOCK_TIMEOUT_S = 400.0
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block of a page. `needs` is what keeps it from being run here, "" if nothing does."""
+    """One fenced block of a page. `needs` is what keeps it from being run here, `run_by` the test that does instead."""
 
     page: str
     line: int
     language: str
     text: str
     needs: str
+    run_by: str = ""
 
     @property
     def where(self) -> str:
@@ -77,6 +94,10 @@ class Block:
         if self.language != "console":
             return self.text
         return "\n".join(line[2:] for line in self.text.splitlines() if line.startswith("$ "))
+
+    @property
+    def is_run_here(self) -> bool:
+        return self.language in RUN and not self.needs and not self.run_by
 
 
 def read_page(page: str) -> str:
@@ -97,7 +118,8 @@ def parse_blocks(page: str, text: str) -> list[Block]:
     for match in pattern.finditer(text):
         note, line = match["note"] or "", text.count("\n", 0, match.start("lang")) + 1
         needs = note.removeprefix("not run: needs ") if note.startswith("not run") else ""
-        blocks.append(Block(page, line, match["lang"], match["text"], needs))
+        run_by = note.removeprefix("run by ") if note.startswith("run by ") else ""
+        blocks.append(Block(page, line, match["lang"], match["text"], needs, run_by))
     return blocks
 
 
@@ -109,6 +131,7 @@ ALL = [block for page in PAGES for block in blocks_of(page)]
 SHELL = [block for block in ALL if block.language in RUN]
 per_block = pytest.mark.parametrize("block", SHELL, ids=lambda block: block.where)
 per_page = pytest.mark.parametrize("page", PAGES)
+OUTSIDE = [page for page in PAGES if page not in INSIDE and any(block.is_run_here for block in blocks_of(page))]
 
 
 # -- the commands run
@@ -183,20 +206,35 @@ def run_shell(commands: str, folder: Path, environ: Mapping[str, str], where: st
 
 
 @pytest.mark.timeout(900)  # a minute on an idle machine; four boots of a page in a row on a busy one
-@per_page
+@pytest.mark.parametrize("page", OUTSIDE)
 def test_commands_of_the_page_run_in_order(page: str, checkout: Path, environ: dict[str, str], engine: Engine) -> None:
     folder = checkout / PAGES[page][1]
     if page in SETUP:
         run_shell(SETUP[page], folder, environ, f"{page}: set-up")
     printed = {}
     for block in blocks_of(page):
-        if block.language in RUN and not block.needs:
+        if block.is_run_here:
             if "docker load" in block.commands:  # the other machine does not have it yet
                 engine.docker("rmi", environ["INFER_DEV_IMAGE"])
             printed[block.line] = run_shell(block.commands, folder, environ, block.where)
-    assert printed, f"{page} has no command that runs"
     if "sequenceDiagram" in read_page(page):
         check_order_of_events(page, printed.values())
+
+
+def test_blocks_run_inside_a_container_that_serves(checkout: Path, environ: dict[str, str]) -> None:
+    folder = checkout / "docker"
+    run_shell(UP, folder, environ | ONE_THREAD, "set-up")
+    within = "docker compose exec -T -e PORT=30000 -w /tmp infer-dev"
+    for page in INSIDE:
+        ran = 0
+        for block in blocks_of(page):
+            if block.is_run_here:
+                run_shell(f"{within} bash -euo pipefail -c {shlex.quote(block.commands)}", folder, environ, block.where)
+            elif block.language == "python":
+                command = f"{within} /opt/infer-dev/bin/python -c {shlex.quote(block.text)}"
+                assert run_shell(command, folder, environ, block.where).strip(), f"{block.where} prints nothing"
+            ran += block.is_run_here or block.language == "python"
+        assert ran, f"{page} has no block that runs"
 
 
 def check_order_of_events(page: str, outputs: object) -> None:
@@ -277,7 +315,8 @@ def test_infer_dev_commands_and_options_exist(page: str) -> None:
     for command in infer_dev_commands(read_page(page)):
         name, *rest = command
         assert name in COMMANDS, f"{page}: there is no command infer-dev {name}"
-        within = [rest[0]] if name in ("bundle", "config") and rest and not rest[0].startswith("-") else []
+        depth = max(GROUPS.get(name, 0), GROUPS.get(" ".join(command[:2]), 0))
+        within = [word for word in rest[:depth] if not word.startswith("-")]
         options = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
         known = set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", help_of(name, *within)))
         assert options <= known, f"{page}: infer-dev {' '.join(command)}: no option {options - known}"
@@ -335,7 +374,7 @@ def test_variables_exist(page: str) -> None:
             r"\b(?:AUTO_INFER|INFER_DEV|HOST|HEALTH|STOP|SHM|PIXI|ME|IPC|BASE|APT)_[A-Z0-9_]+\b", read_page(page)
         )
     )
-    assert named <= set(VARIABLES) | compose | build
+    assert named <= set(VARIABLES) | compose | build | MARKS
 
 
 @per_page
@@ -347,7 +386,7 @@ def test_paths_of_this_repository_exist(page: str) -> None:
         r"(?<![\w/.$-])(?:\./)?((?:docker-compose|host-scripts|sglang-\w+-locks|stage-2)[\w./*-]*)", text
     )
     scripts = re.findall(r"(?<![\w/.])\./([\w/-]+\.sh)", text)
-    made = re.compile(r"\.container|\.override\.yml|/\.env$|my-container|docker/bin/$")
+    made = re.compile(r"\.container|\.override\.yml|/\.env$|my-container|docker/bin/$|hf_token$")
     for path in from_root:
         assert made.search(path) or any(ROOT.glob(path.rstrip("/"))), f"{page}: {path}"
     for path in (*beside, *scripts):

@@ -14,6 +14,7 @@ TMPFS = ("--tmpfs", "/run", "--tmpfs", "/tmp")
 NEEDED = ("CHOWN", "DAC_OVERRIDE", "KILL", "SETGID", "SETUID")
 NO_RIGHTS = ("--cap-drop", "ALL")
 NO_NEW = ("--security-opt", "no-new-privileges")
+GATEWAY_PORT = 8000
 EXIT = {"AUTO_INFER_SGLANG_ON_ERROR": "exit"}
 
 
@@ -35,10 +36,14 @@ SERVING: dict[str, tuple[tuple[str, ...], dict[str, str], int]] = {
 @pytest.mark.parametrize("case", SERVING)
 def test_container_with_few_rights_serves(engine: Engine, installed: Path, case: str) -> None:
     options, environ, uid = SERVING[case]
-    with engine.container(options=[*mounts(installed), *OFFLINE, *options], environ=serve() | environ) as container:
-        row = container.wait_ready("gemma")["gemma"]
-        assert container.exec("stat", "-c", "%u", f"/proc/{row['pid']}").stdout.strip() == str(uid)
+    settings = serve(gateway={"port": GATEWAY_PORT}) | environ
+    with engine.container(options=[*mounts(installed), *OFFLINE, *options], environ=settings) as container:
+        rows = container.wait_ready("gemma", "gateway")
+        for name in ("gemma", "gateway"):
+            assert container.exec("stat", "-c", "%u", f"/proc/{rows[name]['pid']}").stdout.strip() == str(uid)
         assert chat_inside(container)
+        container.wait_event("gateway.routed", 10)
+        assert chat_inside(container, GATEWAY_PORT)
         container.exec("infer-dev", "health", check=True)
         container.exec("infer-dev", "ctl", "status", check=True)
         # Root that has no power over other users' processes would find only here that it cannot end them.

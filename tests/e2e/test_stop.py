@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import threading
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,57 +9,11 @@ from typing import Any
 import pytest
 from engine import Container, Engine, mounts
 from serving import serve
-from wait import wait_until
+from stream import Stream
 
-# More tokens than any machine here generates before it is told to stop; a slot holds 2048.
-MANY_TOKENS = 1900
-# Lines, as llama.cpp looks at its time limit only where a line has ended.
-PROMPT = "Count:\none\ntwo\nthree\n"
 REQUEST_S = 4.0
 # Where no line ends in time this does: 2 s of an idle machine, 20 s of a busy one.
 REQUEST_TOKENS = 120
-
-
-class Stream:
-    """A streamed completion of real tokens for `limit_s` seconds, however fast the machine; read in the background."""
-
-    def __init__(self, port: int, limit_s: float, max_tokens: int = MANY_TOKENS) -> None:
-        self.tokens = 0
-        self.finish_reason = ""
-        self.done_at = 0.0
-        self.fault = ""
-        self._port = port
-        self._body = {
-            **{"prompt": PROMPT, "max_tokens": max_tokens, "stream": True},
-            **{"ignore_eos": True, "t_max_predict_ms": round(limit_s * 1000)},
-        }
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-        wait_until(lambda: self.tokens or self.fault, 60, "the first token")
-
-    def _read(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
-        try:
-            headers = {"Content-Type": "application/json"}
-            connection.request("POST", "/v1/completions", json.dumps(self._body), headers)
-            for line in connection.getresponse():
-                self._take(line.decode().removeprefix("data: ").strip())
-        except (OSError, http.client.HTTPException) as error:
-            self.fault = repr(error)
-        finally:
-            connection.close()
-
-    def _take(self, data: str) -> None:
-        if data == "[DONE]":
-            self.done_at = time.time()
-        elif data:
-            self.tokens += 1
-            self.finish_reason = json.loads(data)["choices"][0]["finish_reason"] or self.finish_reason
-
-    def join(self, timeout_s: float = 60) -> None:
-        """Wait for its end, good or bad."""
-        self._thread.join(timeout_s)
-        assert not self._thread.is_alive(), f"the stream still runs after {self.tokens} tokens"
 
 
 def stopped(container: Container) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A small hub on loopback, as huggingface_hub and modelscope_hub call it, with a store on a second port, and faults.
+"""A small hub, as huggingface_hub and modelscope_hub call it, with a store on a second port, and faults.
 
 Large files (`.safetensors`, `.gguf`, `.bin`) are LFS files: the hub redirects them to the store, as the real one does.
 """
@@ -75,9 +75,10 @@ class Repo:
 
 
 class SmallHub:
-    """Two servers in threads: the hub and its store."""
+    """Two servers in threads: the hub and its store, at one address of this machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self._address = address
         self.repos: dict[str, Repo] = {}
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
@@ -88,12 +89,12 @@ class SmallHub:
     @property
     def endpoint(self) -> str:
         """What HF_ENDPOINT and MODELSCOPE_ENDPOINT are set to."""
-        return f"http://127.0.0.1:{self._hub.server_address[1]}"
+        return f"http://{self._address}:{self._hub.server_address[1]}"
 
     @property
     def store(self) -> str:
         """Where large files come from."""
-        return f"http://127.0.0.1:{self._store.server_address[1]}"
+        return f"http://{self._address}:{self._store.server_address[1]}"
 
     def repo(self, repo_id: str, files: Mapping[str, bytes]) -> Repo:
         """Add a repository with one commit on main and master."""
@@ -133,7 +134,7 @@ class SmallHub:
             owner = hub
             is_store = at_store
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server = ThreadingHTTPServer((self._address, 0), Handler)
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         return server

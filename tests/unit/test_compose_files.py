@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from infer_dev_entry.config import NoHost, ResolveOptions, resolve
-from infer_dev_entry.config.keys import CONTROL
+from infer_dev_entry.config.keys import CONTROL, GATEWAY
 from infer_dev_entry.settings import parse_settings
 from infer_dev_entry.variables import GATES, VARIABLES
 
@@ -182,7 +182,17 @@ def test_offline_overlay_has_no_network_and_publishes_nothing() -> None:
     assert isinstance(overlay["ports"], Reset)
 
 
-@pytest.mark.parametrize("name", ["docker-compose.cpu.yml", "docker-compose.offline.yml"])
+def test_gateway_overlay_publishes_the_gateways_default_port_and_the_base_does_not() -> None:
+    overlay = service("docker-compose.gateway.yml")
+    assert set(overlay) == {"ports"}
+    (port,) = overlay["ports"]
+    (default,) = [key.default for key in GATEWAY if key.name == "port"]
+    assert interpolate(port, {}) == f"127.0.0.1:{default}:{default}"
+    assert interpolate(port, {"HOST_BIND": "0.0.0.0", "HOST_PORT_GATEWAY": "1"}) == f"0.0.0.0:1:{default}"
+    assert "HOST_PORT_GATEWAY" not in references("docker-compose.yml")
+
+
+@pytest.mark.parametrize("name", ["docker-compose.cpu.yml", "docker-compose.gateway.yml", "docker-compose.offline.yml"])
 def test_overlay_changes_nothing_that_the_base_lacks(name: str) -> None:
     assert set(service(name)) <= {*service(), "network_mode"}
 

@@ -36,6 +36,11 @@ def test_only_ready_servers_are_in_a_pool() -> None:
     assert "least_conn" in text and "least_conn" not in alone
 
 
+def test_workers_belong_to_a_user_only_where_one_is_given() -> None:
+    assert "\nuser root;\n" in render_nginx(make_gateway(), (), None, user="root")[0]
+    assert "user " not in render_nginx(make_gateway(), (), None)[0].partition("http {")[0]
+
+
 def test_path_is_handed_on_as_it_was_matched_never_as_it_was_sent() -> None:
     text = render("a", "b")
     passes = [line.strip() for line in text.splitlines() if "proxy_pass " in line]

@@ -9,7 +9,7 @@ import pytest
 
 from infer_dev_entry.errors import SettingsError
 from infer_dev_entry.init import owner
-from infer_dev_entry.init.owner import find_owner, is_mapped, missing_capabilities
+from infer_dev_entry.init.owner import find_owner, find_worker_user, is_mapped, missing_capabilities
 from infer_dev_entry.settings import parse_settings
 
 DOCKERS = "CapEff:\t00000000a80425fb\n"
@@ -79,3 +79,11 @@ def test_root_of_a_user_namespace_without_that_uid_is_told_so(mocker) -> None:
 def test_root_that_serves_as_root_needs_no_capabilities(mocker) -> None:
     be_root(mocker, status="CapEff:\t0000000000000000\n")
     assert find_owner(parse_settings({"AUTO_INFER_SGLANG_USER": "root"})) is None
+
+
+@pytest.mark.parametrize(("status", "user"), [(DOCKERS, ""), ("CapEff:\t0000000000000000\n", "root")])
+def test_roots_nginx_keeps_its_workers_where_it_cannot_give_them_away(mocker, status: str, user: str) -> None:
+    be_root(mocker, status=status)
+    assert find_worker_user() == user
+    mocker.patch("os.geteuid", return_value=1000)
+    assert find_worker_user() == ""
