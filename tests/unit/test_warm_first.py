@@ -7,8 +7,8 @@ from make import Story, make_spec, of_type
 from infer_dev_entry.fleet import Start, StartWish, State, StopWish
 
 FIRST = make_spec("a-0")
-SECOND = make_spec("a-1", warm_after="a-0")
-THIRD = make_spec("a-2", warm_after="a-0")
+SECOND = make_spec("a-1", port=30001, warm_after="a-0")
+THIRD = make_spec("a-2", port=30002, warm_after="a-0")
 
 
 def starts(story: Story) -> list[str]:
