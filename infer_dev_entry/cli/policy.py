@@ -46,7 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--temperature", type=float, default=0.0, help="of the sampling (default 0)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="bound of an answer (default: 512 a candidate)")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="bound of an answer (default: 512 each, or what the context has)",
+    )
     parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="for an answer, of which there are at most two"
     )

@@ -41,7 +41,7 @@ class AsyncRuntime:
         self.timeout_s = timeout_s
         self._model = model
         self._served: tuple[ServedModel, ...] = ()
-        self._connection = Connection(target.url, target.api_key)
+        self._connection = Connection(target.url, target.api_key, target.ca_file)
         self._fleet = fleet
         self._closed = False
 
@@ -92,11 +92,11 @@ class AsyncRuntime:
     async def generate(
         self,
         prompt: str,
-        *,
         temperature: float | None = None,
         max_new_tokens: int | None = None,
         stop: str | Sequence[str] | None = None,
         json_schema: Mapping[str, Any] | None = None,
+        *,
         seed: int | None = None,
         timeout_s: float | None = None,
         **other: Any,
@@ -125,11 +125,11 @@ class AsyncRuntime:
     def stream(
         self,
         prompt: str,
-        *,
         temperature: float | None = None,
         max_new_tokens: int | None = None,
         stop: str | Sequence[str] | None = None,
         json_schema: Mapping[str, Any] | None = None,
+        *,
         seed: int | None = None,
         timeout_s: float | None = None,
         **other: Any,
@@ -159,6 +159,12 @@ class AsyncRuntime:
         """Return the names of the models that the server lists, asked anew."""
         self._served = await self._ask_models(self.timeout_s)
         return tuple(model.id for model in self._served)
+
+    async def context_tokens(self) -> int:
+        """Return how many tokens prompt and answer may have together, as the server tells of the model; else 0."""
+        if not self._served:
+            self._served = await self._ask_models(self.timeout_s)
+        return next((model.context_tokens for model in self._served if self._model in (model.id, "")), 0)
 
     # -- its end
 

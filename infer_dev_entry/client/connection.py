@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
@@ -24,9 +25,11 @@ LONGEST_STREAM_S = 24 * 3600.0
 LARGEST_ANSWER_BYTES = 64 * 1024 * 1024
 LARGEST_ERROR_BYTES = 64 * 1024
 _SHORTEST_SECRET = 4  # a shorter key would blot out half of every message
+TRUST_MEND = "name the server as its certificate does, and set SSL_CERT_FILE to a file with that, or with who signed it"
 # What the HTTP library raises where nobody answers; which library that is depends on the client's version.
 _NO_CONNECTION = ("ConnectError", "UnsupportedProtocol", "InvalidURL", "LocalProtocolError")
 _HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "anyio")
+UNPACKED = {"Accept-Encoding": "identity"}
 _NO_KEY = "none"  # the client insists on one; servers without a key do not look at it
 
 
@@ -45,6 +48,33 @@ def import_openai() -> Any:
     return openai
 
 
+def check_encoding(response: Any) -> None:
+    """Refuse what is packed: none was asked for, and a few bytes can unpack to more than there is memory.
+
+    Raises:
+        BrokenAnswerError: it has a Content-Encoding.
+    """
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", ""):
+        raise BrokenAnswerError(f"the answer is packed as {encoding[:40]!r}, which was not asked for")
+
+
+def read_trust(ca_file: str) -> ssl.SSLContext | bool:
+    """Return whom to trust behind https: those in the file alone, or for "" those that the client brings.
+
+    Raises:
+        ClientError: the file is none of certificates.
+    """
+    if not ca_file:
+        return True
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # an SSLError is one
+        raise ClientError(
+            f"cannot use SSL_CERT_FILE={ca_file}: {error.strerror or error}; give a file of certificates as PEM"
+        ) from error
+
+
 class _StatusSeenError(Exception):
     """An answer that is no success, with the beginning of its body."""
 
@@ -56,6 +86,7 @@ class _StatusSeenError(Exception):
 
 async def _stop_at_failure(response: Any) -> None:
     """Read no more of a failure than a message needs: the client would read all of it, and it may never end."""
+    check_encoding(response)
     if response.status_code < 300:
         return
     body = b""
@@ -69,8 +100,9 @@ async def _stop_at_failure(response: Any) -> None:
 class Connection:
     """Asks one base URL. Lives in one event loop; opens nothing before the first request."""
 
-    def __init__(self, url: str, api_key: str) -> None:
+    def __init__(self, url: str, api_key: str, ca_file: str = "") -> None:
         self._url = url
+        self._trust = read_trust(ca_file)
         self._api_key = api_key
         self._openai = import_openai()
         self._client: Any = None
@@ -139,7 +171,11 @@ class Connection:
         if self._client is None:
             # No retries: a caller's time is the caller's. No proxies from the environment: the servers are ours.
             http = self._openai.DefaultAsyncHttpxClient(
-                trust_env=False, follow_redirects=False, event_hooks={"response": [_stop_at_failure]}
+                verify=self._trust,
+                trust_env=False,
+                follow_redirects=False,
+                headers=UNPACKED,
+                event_hooks={"response": [_stop_at_failure]},
             )
             self._client = self._openai.AsyncOpenAI(
                 base_url=f"{self._url}/v1", api_key=self._api_key or _NO_KEY, max_retries=0, http_client=http
@@ -191,6 +227,10 @@ class Connection:
             ) from None
         except self._openai.OpenAIError as error:
             raise self._of_connection(error) from None
+        except UnicodeEncodeError as error:
+            raise ClientError(
+                f"cannot ask {self._url}: the request has half of a surrogate pair, which is no text; leave it out"
+            ) from error
         except Exception as error:  # the HTTP library's own, which the client lets through while a body is read
             if type(error).__module__.partition(".")[0] not in _HTTP_LIBRARIES:
                 raise
@@ -207,6 +247,8 @@ class Connection:
         if type(error.__cause__ or error).__name__ not in _NO_CONNECTION:
             return self._cut(error.__cause__ or error)
         reason = self._clean(str(causes[-1]) or type(causes[-1]).__name__)
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+            return UnreachableError(f"cannot reach {self._url}: {reason}; {TRUST_MEND}")
         return UnreachableError(f"cannot reach {self._url}: {reason}; is the server running? see infer-dev status")
 
     def _cut(self, error: BaseException) -> BrokenAnswerError:

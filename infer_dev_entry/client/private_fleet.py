@@ -67,7 +67,12 @@ class PrivateFleet:
         with self._lock:
             self._check_open()
             plan = self._prepare()
-            self._spawn()
+            try:
+                self._spawn()
+            except OSError as error:  # a full disk, no more processes
+                raise EntryError(
+                    f"cannot start the servers: their entry in {self._run_dir} cannot be started: {error.strerror}"
+                ) from error
         rows = self._wait_ready(plan, deadline, ready_timeout_s)
         return target_of_row(choose_row(rows, self._name), api_key=None, environ=self._environ)
 
@@ -81,7 +86,7 @@ class PrivateFleet:
             run_dir, self._run_dir = self._run_dir, ""
             if run_dir:
                 if self._fleet_id:
-                    asyncio.run(end_leftovers(track(f"{self._fleet_id}/", 0)))
+                    _sweep(f"{self._fleet_id}/")
                     shutil.rmtree(instance_tmp_dir(self._environ, self._fleet_id), ignore_errors=True)
                 shutil.rmtree(run_dir, ignore_errors=True)
 
@@ -184,6 +189,13 @@ class PrivateFleet:
                 return
         entry.kill()
         entry.wait(_KILL_WAIT_S)
+
+
+def _sweep(mark: str) -> None:
+    """End all that carries the mark; in a thread of its own, as the caller's may run an event loop (a notebook's)."""
+    thread = threading.Thread(target=lambda: asyncio.run(end_leftovers(track(mark, 0))))
+    thread.start()
+    thread.join()
 
 
 def _with_log_dir(config: Mapping[str, Any], log_dir: str) -> Mapping[str, Any]:

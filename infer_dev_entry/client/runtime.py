@@ -99,11 +99,11 @@ class Runtime:
     def generate(
         self,
         prompt: str,
-        *,
         temperature: float | None = None,
         max_new_tokens: int | None = None,
         stop: str | Sequence[str] | None = None,
         json_schema: Mapping[str, Any] | None = None,
+        *,
         seed: int | None = None,
         timeout_s: float | None = None,
         **other: Any,
@@ -147,11 +147,11 @@ class Runtime:
     def stream(
         self,
         prompt: str,
-        *,
         temperature: float | None = None,
         max_new_tokens: int | None = None,
         stop: str | Sequence[str] | None = None,
         json_schema: Mapping[str, Any] | None = None,
+        *,
         seed: int | None = None,
         timeout_s: float | None = None,
         **other: Any,
@@ -186,6 +186,10 @@ class Runtime:
         """Return the names of the models that the server lists, asked anew."""
         return self._loop.run(self._core.models())
 
+    def context_tokens(self) -> int:
+        """Return how many tokens prompt and answer may have together, as the server tells of the model; else 0."""
+        return self._loop.run(self._core.context_tokens())
+
     @property
     def url(self) -> str:
         """The base URL, without /v1."""
@@ -204,8 +208,11 @@ class Runtime:
     # -- its end
 
     def close(self) -> None:
-        """Close the connections, and end the servers that `start` has started. Again is fine."""
-        if self._loop.is_open:
+        """Close the connections, and end the servers that `start` has started. Again is fine.
+
+        In a process forked since it does nothing: all that is the parent's.
+        """
+        if self._loop.is_open and not self._loop.is_copy:
             try:
                 self._loop.run(self._core.close())
             finally:
@@ -241,13 +248,20 @@ class _LoopThread:
         self._thread = threading.Thread(target=self._serve, name="infer-dev-client", daemon=True)
         self._ending: asyncio.Task[None] | None = None
         self.is_open = True
+        self._pid = os.getpid()
         self._thread.start()
+
+    @property
+    def is_copy(self) -> bool:
+        """True in a process that was forked since: it has no such thread, and a wait for it would never end."""
+        return os.getpid() != self._pid
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run to the end and return the result; what interrupts the wait (Ctrl-C) cancels the work."""
-        if not self.is_open:
+        if not self.is_open or self.is_copy:
             work.close()
-            raise ClientError("cannot ask: this runtime is closed; attach again")
+            why = "was made before this process was forked" if self.is_copy else "is closed"
+            raise ClientError(f"cannot ask: this runtime {why}; attach again")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -259,7 +273,7 @@ class _LoopThread:
         """Run what ends something. The garbage collector may call this in the loop's own thread, which cannot wait."""
         if threading.current_thread() is self._thread:
             self._ending = self._loop.create_task(work)
-        elif self.is_open:
+        elif self.is_open and not self.is_copy:
             self.run(work)
         else:
             work.close()

@@ -22,13 +22,17 @@ _KEY_FILE_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where to ask. `name` and `engine` are "" for a URL; `argv` is the server's, where it is one of the fleet's."""
+    """Where to ask. `name` and `engine` are "" for a URL; `argv` is the server's, where it is one of the fleet's.
+
+    `ca_file` holds the certificates to trust behind https; "" is whom everybody trusts.
+    """
 
     url: str
     api_key: str = field(default="", repr=False)
     name: str = ""
     engine: str = ""
     argv: tuple[str, ...] = ()
+    ca_file: str = ""
 
 
 def find_target(target: str, *, api_key: str | None, environ: Mapping[str, str]) -> Target:
@@ -44,10 +48,11 @@ def find_target(target: str, *, api_key: str | None, environ: Mapping[str, str])
     given = environ.get(KEY_VARIABLE, "").strip() if api_key is None else api_key
     _check_key(given)
     if "://" in target:
-        return Target(url=parse_url(target), api_key=given)
+        return Target(url=parse_url(target), api_key=given, ca_file=_ca_file(environ))
     rows = ask(environ, {"op": "status"})["servers"]
     row = choose_row(rows, target)
     check_ready(row)
+    check_asked(row)
     return target_of_row(row, api_key=api_key, environ=environ)
 
 
@@ -56,6 +61,7 @@ def target_of_row(row: Mapping[str, Any], *, api_key: str | None, environ: Mappi
 
     Raises:
         RefusedKeyError: as `find_target`.
+        ClientError: a key that no header can carry.
     """
     name = str(row["name"])
     launch = _launch_of(name, environ)
@@ -63,7 +69,9 @@ def target_of_row(row: Mapping[str, Any], *, api_key: str | None, environ: Mappi
     # Only of these it is known where the key is: the files of a gateway are other ones.
     has_own = engine in ENGINE_NAMES and "api-key" in profile_of(engine).secret_flags
     key = api_key if api_key is not None else _find_key(name, launch["files"] if has_own else (), environ)
-    return Target(url=str(row["url"]), api_key=key, name=name, engine=engine, argv=tuple(map(str, launch["argv"])))
+    _check_key(key)
+    argv = tuple(map(str, launch["argv"]))
+    return Target(url=str(row["url"]), api_key=key, name=name, engine=engine, argv=argv, ca_file=_ca_file(environ))
 
 
 def parse_url(text: str) -> str:
@@ -104,7 +112,8 @@ def choose_row(rows: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any
             f"cannot attach to {name!r}: the running fleet has no server of that name; it has: {listed}"
         )
     gateways = [row for row in rows if row["engine"] in GATEWAY_ENGINES]
-    ready = [row for row in rows if row["state"] == "ready"]
+    # A node beside the first serves nobody: it has no URL.
+    ready = [row for row in rows if row["state"] == "ready" and row["url"]]
     for choice in (gateways, ready, rows):
         if len(choice) == 1:
             return choice[0]
@@ -129,6 +138,20 @@ def check_ready(row: Mapping[str, Any]) -> None:
     mend = row["mend"] or "wait for it, or see infer-dev status"
     phase = f" ({row['phase']})" if row.get("phase") and not reason else ""
     raise NotReadyError(f"cannot attach to {row['name']}: it is {row['state']}{phase}{reason}; {mend}")
+
+
+def check_asked(row: Mapping[str, Any]) -> None:
+    """Refuse what serves nobody: a node of a server on several machines, beside the first.
+
+    Raises:
+        ClientError: with what its status says of it.
+    """
+    if not row["url"]:
+        raise ClientError(f"cannot ask {row['name']}: it has no address to ask ({row['reason']}); ask the first node")
+
+
+def _ca_file(environ: Mapping[str, str]) -> str:
+    return environ.get("SSL_CERT_FILE", "").strip()
 
 
 def _launch_of(name: str, environ: Mapping[str, str]) -> Mapping[str, Any]:

@@ -68,7 +68,7 @@ def _whole(least: int, most: int) -> dict[str, object]:
 def parse_answer(text: str, count: int, faults: Faults) -> tuple[Proposal, ...]:
     """Check an answer against the form, whether the server held it to the schema or not; faults are collected."""
     try:
-        document = parse_json(text, MAX_ANSWER_CHARACTERS)
+        document = parse_json(text, MAX_ANSWER_CHARACTERS, raw_controls=True)
     except ValueError as error:
         faults.add_line(f"expected one JSON object and nothing else: {error}")
         return ()

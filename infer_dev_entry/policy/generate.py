@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from infer_dev_entry.config.faults import Faults, shown
-from infer_dev_entry.errors import PolicyAnswerError, PolicyInputError
+from infer_dev_entry.errors import BadRequestError, PolicyAnswerError, PolicyInputError
 from infer_dev_entry.policy.answer import MAX_CANDIDATES, Proposal, parse_answer, render_schema
 from infer_dev_entry.policy.checked import MAX_STATE_CHARACTERS, copy_json, parse_levels
 from infer_dev_entry.policy.model import Levels, PolicySelection, Refusal
@@ -17,6 +17,7 @@ from infer_dev_entry.policy.score import rank_policies
 DEFAULT_CANDIDATES = 4
 TOKENS_PER_CANDIDATE = 512  # a bound for whoever writes on and on: an answer of full length has some 300
 _QUOTED_CHARACTERS = 300
+_TEMPLATE_TOKENS = 64
 
 
 class Answer(Protocol):
@@ -63,7 +64,8 @@ class PolicyGenerator:
     ) -> None:
         """Take a runtime and the options of a request; `timeout_s` is that of each of at most two requests.
 
-        `max_new_tokens` is by default 512 a candidate; a model that reasons before it answers needs more.
+        `max_new_tokens` is by default 512 a candidate, or where the model's context has no room for those what it has;
+        a model that reasons before it answers needs more.
 
         Raises:
             PolicyInputError: `candidates` is not from 1 to 16.
@@ -74,7 +76,7 @@ class PolicyGenerator:
         self._candidates = candidates
         self._temperature = temperature
         self._seed = seed
-        self._max_new_tokens = TOKENS_PER_CANDIDATE * candidates if max_new_tokens is None else max_new_tokens
+        self._max_new_tokens = max_new_tokens
         self._timeout_s = timeout_s
 
     def generate_policy(
@@ -93,7 +95,10 @@ class PolicyGenerator:
         messages, levels = _prepare(self._candidates, sensory_state, workspace_contents, neurotransmitters)
         proposals, refused = self._ask(messages)
         if refused is not None:
-            proposals, last = self._ask(render_repair(messages, refused.raw_text, refused.faults))
+            try:
+                proposals, last = self._ask(render_repair(messages, refused.raw_text, refused.faults))
+            except BadRequestError as error:  # it is longer than the first, which the server took
+                raise _answer_error(refused, Refusal(faults=(str(error),), raw_text=refused.raw_text)) from error
             if last is not None:
                 raise _answer_error(refused, last)
         ranked = rank_policies(
@@ -104,10 +109,11 @@ class PolicyGenerator:
         return PolicySelection(policy=ranked[0].policy, candidates=ranked, refused=refused)
 
     def _ask(self, messages: Messages) -> tuple[tuple[Proposal, ...], Refusal | None]:
+        limit = self._limit(messages) if self._max_new_tokens is None else self._max_new_tokens
         answer = self._runtime.chat(
             messages,
             temperature=self._temperature,
-            max_new_tokens=self._max_new_tokens,
+            max_new_tokens=limit,
             json_schema=render_schema(self._candidates),
             seed=self._seed,
             timeout_s=self._timeout_s,
@@ -115,11 +121,25 @@ class PolicyGenerator:
         faults = Faults("answer")
         if answer.finish_reason == "length":
             faults.add_line(
-                f"cut off at max_new_tokens = {self._max_new_tokens}; raise max_new_tokens or answer shorter"
+                f"cut off at max_new_tokens = {limit}; raise max_new_tokens or answer shorter"
+                if limit
+                else "cut off at the end of the model's context; answer shorter, or serve it with a longer one"
             )
             return (), Refusal(faults=faults.faults, raw_text=answer.text)
         proposals = parse_answer(answer.text, self._candidates, faults)
         return proposals, Refusal(faults=faults.faults, raw_text=answer.text) if faults.faults else None
+
+    def _limit(self, messages: Messages) -> int | None:
+        """The bound of an answer; None leaves it to the server, which then stops where the context ends.
+
+        SGLang and vLLM refuse a request whose prompt and bound do not fit the context together. How many tokens a
+        prompt has only the server knows; they are at most its bytes, and those that a chat template adds.
+        """
+        wanted = TOKENS_PER_CANDIDATE * self._candidates
+        ask = getattr(self._runtime, "context_tokens", None)
+        context = ask() if callable(ask) else 0
+        size = sum(len(message["content"].encode()) for message in messages) + _TEMPLATE_TOKENS
+        return None if context and size + wanted > context else wanted
 
 
 def _prepare(

@@ -7,8 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from infer_dev_entry.client.connection import import_openai
+from infer_dev_entry.client.connection import UNPACKED, check_encoding, import_openai, read_trust
+from infer_dev_entry.errors import BrokenAnswerError
 from infer_dev_entry.smoke.facts import LLAMA_CPP, SGLANG, ServerFacts
+
+# Far more than any question here is answered with; the client by itself reads on until its time is up.
+LARGEST_ANSWER_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +50,13 @@ class Asker:
             api_key=facts.api_key or "none",
             max_retries=0,
             timeout=self._openai.Timeout(timeout_s, connect=min(10.0, timeout_s)),
-            http_client=self._openai.DefaultHttpxClient(trust_env=False, follow_redirects=False),
+            http_client=self._openai.DefaultHttpxClient(
+                verify=read_trust(facts.ca_file),
+                trust_env=False,
+                follow_redirects=False,
+                headers=UNPACKED,
+                event_hooks={"response": [check_encoding, _bound]},
+            ),
         )
 
     @property
@@ -95,6 +105,21 @@ class Asker:
                     finish_reason = choice.finish_reason or finish_reason
                     pieces.extend(_pieces(choice.delta))
         return Streamed(began=began, pieces=tuple(pieces), finish_reason=finish_reason, completion_tokens=tokens)
+
+
+def _bound(response: Any) -> None:
+    """Let no more of an answer come than is of use; all that reads one goes through its `iter_raw`."""
+    read = response.iter_raw
+
+    def iter_raw(chunk_size: int | None = None) -> Iterator[bytes]:
+        size = 0
+        for part in read(chunk_size):
+            size += len(part)
+            if size > LARGEST_ANSWER_BYTES:
+                raise BrokenAnswerError(f"the answer has more than {LARGEST_ANSWER_BYTES >> 20} MiB")
+            yield part
+
+    response.iter_raw = iter_raw
 
 
 def _pieces(delta: Any) -> Iterator[Piece]:

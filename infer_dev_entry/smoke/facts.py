@@ -38,6 +38,7 @@ class ServerFacts:
     grammar_backend: str | None = None
     template_has_tools: bool | None = None
     is_dummy: bool = False
+    ca_file: str = ""
 
 
 def with_models(facts: ServerFacts, served: Sequence[ServedModel]) -> ServerFacts:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from infer_dev_entry.client.connection import import_openai
@@ -13,7 +15,7 @@ from infer_dev_entry.client.failures import failure_of_status
 from infer_dev_entry.doctor.environment import read_installed
 from infer_dev_entry.doctor.environment_checks import check_installed
 from infer_dev_entry.doctor.rows import Verdict as DoctorVerdict
-from infer_dev_entry.errors import ClientError, RefusedKeyError
+from infer_dev_entry.errors import BrokenAnswerError, ClientError, RefusedKeyError
 from infer_dev_entry.redact import redact_line
 from infer_dev_entry.settings import parse_settings
 from infer_dev_entry.smoke import basics, structured
@@ -36,6 +38,7 @@ CHECKS: Mapping[str, Callable[[Asker], Outcome]] = {
     "speed": basics.check_speed,
 }
 NAMES = (ENVIRONMENT, *CHECKS)
+_LONGEST_SEEN = 500
 
 
 def check_environment(environ: Mapping[str, str]) -> Outcome:
@@ -67,9 +70,18 @@ def run_checks(facts: ServerFacts, names: Sequence[str], timeout_s: float) -> It
         asker = Asker(facts, timeout_s)
         began = time.monotonic()
         outcome = _bounded(partial(_judge, CHECKS[name], asker), timeout_s)
-        yield _row(facts.label, name, outcome, began)
+        yield _row(facts.label, name, _cleaned(outcome, facts.api_key), began)
         if outcome.verdict is not Verdict.FAIL:  # one that hangs in a read would hold up its close
             asker.close()
+
+
+def _cleaned(outcome: Outcome, api_key: str) -> Outcome:
+    """Cut what a server said, and blot out the key, which it may say as well."""
+    seen = redact_line(outcome.seen, (api_key,) if api_key else ())
+    seen = seen if len(seen) <= _LONGEST_SEEN else f"{seen[:_LONGEST_SEEN]}…"
+    # JSON has neither NaN nor infinity; both come of counts that a server made up.
+    finite = tuple((name, value) for name, value in outcome.measures if math.isfinite(value))
+    return replace(outcome, seen=seen, measures=finite)
 
 
 def _row(server: str, name: str, outcome: Outcome, began: float) -> Row:
@@ -115,6 +127,8 @@ def _explain(error: BaseException, asker: Asker) -> Outcome:
         return failed(f"no answer in {asker.timeout_s:g} s", "see infer-dev status whether it hangs")
     if isinstance(error, openai.APIConnectionError):
         reason = redact_line(str(error.__cause__ or error), key)
+        if isinstance(error.__cause__, BrokenAnswerError):
+            return failed(f"the answer cannot be used: {reason}", "see the server's log")
         return failed(f"no connection, or it broke: {reason}", "see infer-dev status and the server's log")
     reason = redact_line(f"{type(error).__name__}: {error}"[:200], key)
     return failed(f"the answer cannot be used: {reason}", "see the server's log")

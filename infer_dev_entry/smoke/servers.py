@@ -12,7 +12,16 @@ from urllib.parse import urlsplit
 
 from infer_dev_entry.client.answers import parse_models
 from infer_dev_entry.client.connection import Connection
-from infer_dev_entry.client.target import Target, check_ready, choose_row, find_target, read_private, target_of_row
+from infer_dev_entry.client.target import (
+    KEY_VARIABLE,
+    Target,
+    check_asked,
+    check_ready,
+    choose_row,
+    find_target,
+    read_private,
+    target_of_row,
+)
 from infer_dev_entry.control_client import ask
 from infer_dev_entry.errors import ClientError, NotReadyError
 from infer_dev_entry.probe import read_page
@@ -42,21 +51,24 @@ def find_servers(target: str, *, api_key: str | None, environ: Mapping[str, str]
     if target or not rows:
         row = choose_row(rows, target)
         check_ready(row)
+        check_asked(row)
         return (target_of_row(row, api_key=api_key, environ=environ),)
     ready = [row for row in rows if row["state"] == "ready"]
     if not ready:
         states = ", ".join(f"{row['name']} is {row['state']}" for row in rows)
         raise NotReadyError(f"cannot check: no server is ready: {states}; wait, or see infer-dev status")
-    return tuple(target_of_row(row, api_key=api_key, environ=environ) for row in ready)
+    # A server's own key is the right one for it: what is given is for those of which none is known, as the gateway.
+    given = environ if api_key is None else {**environ, KEY_VARIABLE: api_key}
+    return tuple(target_of_row(row, api_key=None, environ=given) for row in ready if row["url"])
 
 
 def find_unready(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return `name is state: reason` of every server that is wanted and not ready."""
+    """Return `name is state: reason` of every server that is wanted and not ready, or cannot be asked."""
     rows: list[dict[str, Any]] = ask(environ, {"op": "status"})["servers"]
     return tuple(
         f"{row['name']} is {row['state']}" + (f": {row['reason']}" if row["reason"] else "")
         for row in rows
-        if row["wanted"] and row["state"] != "ready"
+        if row["wanted"] and (row["state"] != "ready" or not row["url"])
     )
 
 
@@ -66,7 +78,7 @@ def read_facts(target: Target) -> ServerFacts:
     Raises:
         ClientError: it does not answer, or not as such a server does.
     """
-    facts = ServerFacts(label=target.name or target.url, url=target.url, api_key=target.api_key)
+    facts = ServerFacts(label=target.name or target.url, url=target.url, api_key=target.api_key, ca_file=target.ca_file)
     facts = with_models(facts, asyncio.run(_ask_models(target)))
     if target.engine == "sglang":
         facts = with_launch(facts, target.argv, _read_files(target.argv))
@@ -79,7 +91,7 @@ def read_facts(target: Target) -> ServerFacts:
 
 
 async def _ask_models(target: Target) -> Any:
-    connection = Connection(target.url, target.api_key)
+    connection = Connection(target.url, target.api_key, target.ca_file)
     try:
         return parse_models(await connection.get_models(FACTS_TIMEOUT_S))
     finally:

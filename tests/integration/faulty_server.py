@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import socket
 import threading
@@ -74,6 +75,15 @@ class FaultyServer:
             self.hung_up += 1
 
     def _answer(self, peer: socket.socket, fault: str, key: str) -> None:
+        if fault == "tells-the-key":
+            peer.sendall(whole(200, json.dumps(_GOOD).replace('"ok"', json.dumps(key)).encode()))
+            return
+        if fault == "drip-chat":
+            if self.requests[-1][0] == "/v1/models":
+                peer.sendall(whole(200, b'{"data": [{"id": "m", "object": "model"}]}'))
+            else:
+                self._drip_body(peer)
+            return
         if fault.isdecimal():
             words = json.dumps({"error": {"message": f"no, because of {key}", "code": int(fault)}}).encode()
             peer.sendall(whole(int(fault), words, more="Location: http://127.0.0.1:1/\r\n" if fault == "302" else ""))
@@ -101,6 +111,26 @@ class FaultyServer:
         message = {"role": "assistant", "content": "<think>hm</think>42"}
         answer = {"model": "m", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
         peer.sendall(whole(200, json.dumps(answer).encode()))
+
+    def _escapes(self, peer: socket.socket) -> None:
+        """A list of models, and nothing else that is asked for, in words that would write to a terminal."""
+        names = {"id": "\x1b[2J\ud800evil", "object": "model", "owned_by": "\x1b]0;title\x07"}
+        peer.sendall(whole(200, json.dumps({"object": "list", "data": [names]}).encode()))
+
+    def _made_up(self, peer: socket.socket) -> None:
+        """Counts that no JSON has, and an endless word."""
+        usage = {"prompt_tokens": float("inf"), "completion_tokens": float("inf")}
+        for number in range(4):
+            last = {"finish_reason": "stop" * 1000, "delta": {}, "index": 0}
+            data = json.dumps({**_EVENT, "choices": [last] if number == 3 else _EVENT["choices"], "usage": usage})
+            peer.sendall((_SSE if not number else b"") + f"data: {data}\n\n".encode())
+            time.sleep(0.02)
+        peer.sendall(b"data: [DONE]\n\n")
+
+    def _packed(self, peer: socket.socket) -> None:
+        """64 MiB that come as 64 KiB."""
+        bomb = gzip.compress(b"[" * (64 << 20))
+        peer.sendall(whole(200, bomb, more="Content-Encoding: gzip\r\n"))
 
     def _hang(self, peer: socket.socket) -> None:
         peer.recv(1)

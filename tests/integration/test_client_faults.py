@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -62,6 +65,7 @@ def attach(faulty: FaultyServer, fault: str, timeout_s: float = 5.0) -> Runtime:
         ("close", BrokenAnswerError, 5),
         ("garbage", BrokenAnswerError, 5),
         ("html", BrokenAnswerError, 5),
+        ("packed", BrokenAnswerError, 5),
         ("endless", BrokenAnswerError, 9),
         ("endless-error", BrokenAnswerError, 5),
     ],
@@ -183,6 +187,51 @@ def test_threads_share_a_runtime(faulty: FaultyServer) -> None:
         for thread in threads:
             thread.join(BOUND_S)
     assert found == ["ok"] * 8
+
+
+def test_copy_of_a_runtime_in_a_forked_process_is_refused_and_leaves_the_original(faulty: FaultyServer) -> None:
+    with attach(faulty, "good") as runtime:
+        assert runtime.generate("x").text == "ok"
+        pid = os.fork()
+        if not pid:  # nothing of pytest may run in here
+            try:
+                runtime.generate("x")
+                code = 2
+            except ClientError as error:
+                code = 0 if "forked" in str(error) else 3
+            runtime.close()
+            os._exit(code)
+        assert wait_for_exit(pid) == 0
+        assert runtime.generate("x").text == "ok"
+
+
+def wait_for_exit(pid: int) -> int:
+    """Return the exit code of our child; one that hangs is killed."""
+    ends = time.monotonic() + BOUND_S
+    while time.monotonic() < ends:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_text_that_is_none_is_refused(faulty: FaultyServer) -> None:
+    with attach(faulty, "good") as runtime:
+        for ask in (lambda: runtime.generate("\ud800"), lambda: next(runtime.stream_chat([{"role": "\udfff"}]))):
+            with pytest.raises(ClientError, match="surrogate"):
+                ask()
+
+
+def test_options_of_a_prompt_may_be_given_in_order(faulty: FaultyServer) -> None:
+    with attach(faulty, "good") as runtime:
+        runtime.generate("x", 0.5, 4, "y", None)
+    body = faulty.requests[-1][1]
+    assert (body["temperature"], body["max_tokens"], body["stop"]) == (0.5, 4, ["y"])
+    signature = inspect.signature(AsyncRuntime.generate)
+    assert [*signature.parameters] == [*inspect.signature(Runtime.generate).parameters]
+    assert [*signature.parameters][1:6] == ["prompt", "temperature", "max_new_tokens", "stop", "json_schema"]
 
 
 def test_async_twin_does_the_same(faulty: FaultyServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -14,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet import PROBE, TESTS_DIR, Fleet, free_port, free_ports, get, server
+from fleet import PROBE, TESTS_DIR, Fleet, free_port, free_ports, get, server, skip_reason
 from wait import wait_until
 
 pytest.importorskip("openai", reason="the client extra is not installed")
 
 from infer_dev_entry.client import AsyncRuntime, ClientError, NotReadyError, Runtime
 from infer_dev_entry.client.toml import render_toml
-from infer_dev_entry.errors import ConfigError, NotRunningError, UnknownServerError
+from infer_dev_entry.errors import ConfigError, EntryError, NotRunningError, UnknownServerError
 from infer_dev_entry.proctree import find_marked, read_processes
 
 pytest_plugins = ("fleet_fixtures",)
@@ -259,3 +260,54 @@ def test_async_runtime_starts_and_ends_its_servers(environ: dict[str, str]) -> N
             return f"{runtime._fleet._fleet_id}/", runtime._fleet._run_dir
 
     assert is_gone(*asyncio.run(asyncio.wait_for(ask(), 90)))
+
+
+def test_start_that_fails_beside_a_running_event_loop_says_why_and_leaves_nothing(environ: dict[str, str]) -> None:
+    bad = config(free_port(), words=("--exit-code", "3"))
+    bad["instance"]["a"]["restart"] = {"max_restarts": 1, "backoff_initial_s": 0.1, "backoff_max_s": 0.1}
+
+    async def start() -> None:  # as a cell of a notebook does
+        with pytest.raises(NotReadyError, match="cannot start a"):
+            Runtime.start(bad, environ=environ, ready_timeout_s=60)
+
+    asyncio.run(start())
+
+
+def test_start_that_cannot_fork_is_an_error_of_one_line(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr("infer_dev_entry.client.private_fleet.subprocess.Popen", refuse)
+    with pytest.raises(EntryError, match="cannot be started: Resource temporarily unavailable"):
+        Runtime.start(config(free_port()), environ=environ)
+
+
+_FULL = """
+import os, sys
+from infer_dev_entry.client import Runtime
+from infer_dev_entry.errors import RunDirError
+with open(os.environ["TMPDIR"] + "/filler", "wb") as filler:
+    try:
+        while True: os.write(filler.fileno(), b"x" * 4096)
+    except OSError: pass
+try:
+    Runtime.start({"instance": {"a": {"server": {"port": 1}}}})
+except RunDirError as error:
+    print(error)
+"""
+
+
+def test_start_on_a_full_disk_is_an_error_of_one_line() -> None:
+    if skip := skip_reason():
+        pytest.skip(skip)
+    full = tempfile.mkdtemp(prefix="idc", dir="/tmp")  # a longer path would not be used
+    words = f"mount -t tmpfs -o size=64k none {full} && TMPDIR={full} exec {sys.executable} -c '{_FULL}'"
+    done = subprocess.run(
+        ["unshare", "--mount", "--", "sh", "-c", words], capture_output=True, text=True, timeout=60, check=False
+    )
+    os.rmdir(full)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+    assert "No space left on device" in done.stdout

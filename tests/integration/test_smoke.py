@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -13,7 +15,7 @@ from fleet import Fleet, free_ports, server
 pytest.importorskip("openai", reason="the client extra is not installed")
 
 from infer_dev_entry.smoke.facts import ServerFacts
-from infer_dev_entry.smoke.rows import Row, Verdict
+from infer_dev_entry.smoke.rows import Row, Verdict, render_json
 from infer_dev_entry.smoke.run import run_checks
 
 pytest_plugins = ("fleet_fixtures",)
@@ -51,6 +53,10 @@ def check(faulty: FaultyServer, fault: str, *names: str, timeout_s: float = 5.0,
         ("garbage", "models", "or it broke"),
         ("html", "completion", "cannot be used"),
         ("good", "models", "cannot be used"),
+        ("endless", "chat", "more than 16 MiB"),
+        ("endless-error", "chat", "more than 16 MiB"),
+        ("sse-no-lines", "streaming", "more than 16 MiB"),
+        ("packed", "chat", "packed as 'gzip'"),
         ("good", "json-schema", "not JSON: 'ok'"),
         ("good", "unknown-model", "was answered for"),
     ],
@@ -136,3 +142,39 @@ def test_fleet_is_checked_server_by_server_and_the_rest_is_named(fleet: Fleet) -
     wrong = fleet.cli("smoke", "--only", "chats")
     assert wrong.returncode == 2
     assert "there are: environment, models" in wrong.stderr
+
+
+def test_counts_that_a_server_made_up_stay_json_and_its_words_a_line(faulty: FaultyServer) -> None:
+    rows = check(faulty, "made-up", "speed", "streaming")
+    assert [row.verdict for row in rows] == [Verdict.PASS] * 2, rows
+
+    def refuse(word: str) -> object:
+        raise AssertionError(f"{word} is not JSON")
+
+    shown = json.loads(render_json(rows), parse_constant=refuse)["rows"]
+    assert "tokens_per_s" not in shown[0]["measures"]
+    assert all(len(row.seen) < 600 for row in rows)
+
+
+def test_key_in_an_answer_is_not_shown(faulty: FaultyServer) -> None:
+    (row,) = check(faulty, "tells-the-key", "chat")
+    assert (row.verdict, "Bearer" in row.seen, KEY in row.seen) == (Verdict.PASS, True, False), row
+
+
+def smoke(url: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command; it has to end by itself."""
+    command = [sys.executable, "-m", "infer_dev_entry", "smoke", url, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+
+
+def test_names_of_a_server_write_nothing_to_a_terminal(faulty: FaultyServer) -> None:
+    for words in ((), ("--json",)):
+        done = smoke(faulty.url("escapes"), "--only", "models", *words)
+        assert done.returncode == 0, done.stderr
+        assert not any(mark in done.stdout + done.stderr for mark in "\x1b\x07")
+
+
+def test_command_ends_though_a_server_does_not(faulty: FaultyServer) -> None:
+    done = smoke(faulty.url("drip-chat"), "--only", "concurrency", "--timeout", "1")
+    assert done.returncode == 1, done.stderr
+    assert "not done in 1 s" in done.stdout

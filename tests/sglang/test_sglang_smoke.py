@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from fleet import free_port
 from real_sglang import READY_TIMEOUT_S, SglangFleet, make_fleet
 
 pytest.importorskip("openai", reason="the client extra is not installed")
+pytest.importorskip("numpy", reason="the policy extra is not installed")
 
 from infer_dev_entry.client import BadRequestError, Runtime
+from infer_dev_entry.errors import PolicyAnswerError
+from infer_dev_entry.policy import PolicyGenerator, calculate_expected_free_energy
 from infer_dev_entry.smoke.structured import SCHEMA, find_problem
 
 PARSERS = {"tool_call_parser": "glm47", "reasoning_parser": "glm45"}
@@ -62,6 +66,31 @@ def test_smoke_tells_what_sglang_can_by_its_configuration(home: Path) -> None:
                 messages, max_new_tokens=16, temperature=1, ignore_eos=True, chat_template_kwargs=UNTHINKING
             )
             assert (spoken.reasoning, bool(spoken.text)) == ("", True), spoken
+            check_policies(runtime)
+
+
+def check_policies(runtime: Runtime) -> None:
+    """Whatever the random weights write, the grammar makes it a policy, where they come to an end by chance."""
+    levels = {"dopamine": 0.3, "serotonin": 0.5, "cortisol": 0.7}
+    reasons = []
+    with pytest.raises(PolicyAnswerError) as caught:  # greedy ones write blanks to the end of the context of 2048
+        PolicyGenerator(runtime, timeout_s=200).generate_policy("steps", [], levels)
+    assert caught.value.first_raw_text.startswith("{")
+    for seed in range(8):
+        generator = PolicyGenerator(
+            runtime, candidates=1, temperature=0.9, seed=seed, max_new_tokens=960, timeout_s=200
+        )
+        try:
+            selection = generator.generate_policy({"sound": "steps"}, ["the door is closed"], levels)
+        except PolicyAnswerError as error:
+            reasons.append(str(error))
+            continue
+        (candidate,) = selection.candidates
+        assert math.fsum(candidate.policy["action_probabilities"].values()) == pytest.approx(1)  # type: ignore[attr-defined]
+        energy = calculate_expected_free_energy(None, candidate.policy, levels)
+        assert candidate.score.expected_free_energy == energy
+        return
+    raise AssertionError(reasons)
 
 
 def check_without_grammar(fleet: SglangFleet, rows: dict[str, dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infer_dev_entry.config.faults import Faults
-from infer_dev_entry.errors import PolicyAnswerError, PolicyInputError
+from infer_dev_entry.errors import BadRequestError, PolicyAnswerError, PolicyInputError
 from infer_dev_entry.policy import PolicyGenerator, PolicySelection
 from infer_dev_entry.policy.answer import parse_answer, render_schema
 from infer_dev_entry.policy.prompt import render_data
@@ -330,3 +330,49 @@ def test_inputs_stay_as_they_are_and_may_be_read_only() -> None:
     )
     assert selection["action"] == "go"
     assert sensory == before
+
+
+def test_control_characters_that_a_grammar_lets_through_are_no_fault() -> None:
+    selection = generate(FakeRuntime([GOOD.replace("the way", "the\nway\x17")]))
+    assert (selection["rationale"], selection.refused) == ("the\nway\x17 is free", None)
+
+
+# -- the bound of an answer
+
+
+@dataclass
+class Bounded(FakeRuntime):
+    """A fake runtime that tells how long its model's context is."""
+
+    context: int = 0
+
+    def context_tokens(self) -> int:
+        return self.context
+
+
+@pytest.mark.parametrize(("context", "bound"), [(0, 1024), (2048, None), (100_000, 1024)])
+def test_bound_is_left_to_the_server_where_the_context_may_have_no_room_for_it(context: int, bound: int | None) -> None:
+    runtime = Bounded([GOOD], context=context)
+    generate(runtime)
+    assert runtime.asked[0]["max_new_tokens"] == bound
+    given = Bounded([GOOD], context=context)
+    generate(given, max_new_tokens=7)
+    assert given.asked[0]["max_new_tokens"] == 7
+
+
+def test_answer_that_the_context_cuts_off_is_named_so() -> None:
+    cut = Said(text='{"policies": [', finish_reason="length")
+    with pytest.raises(PolicyAnswerError, match="cut off at the end of the model's context"):
+        generate(Bounded([cut, cut], context=2048))
+
+
+def test_repair_that_the_server_refuses_is_the_error_of_the_first_answer() -> None:
+    class Refusing(FakeRuntime):
+        def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Said:
+            if self.asked:
+                raise BadRequestError("it answers 400: longer than the context")
+            return super().chat(messages, **options)
+
+    with pytest.raises(PolicyAnswerError, match="longer than the context") as caught:
+        generate(Refusing(["no JSON"]))
+    assert caught.value.first_raw_text == "no JSON"
