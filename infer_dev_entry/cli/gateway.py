@@ -76,7 +76,8 @@ def _render(spec: ServerSpec, ready: tuple[ServerSpec, ...]) -> str:
     assert spec.gateway is not None
     keys = _read_keys(spec.gateway)
     masked = tuple(ApiKey(name=key.name, key=MASK) for key in keys) if keys is not None else None
-    return render_nginx(spec, tuple(replace(server, files=_masked(server.files)) for server in ready), masked)[0]
+    shown = tuple(replace(server, files=_masked(server.files)) for server in ready)
+    return render_nginx(spec, shown, masked, user=find_worker_user())[0]
 
 
 def _masked(files: tuple[FileSpec, ...]) -> tuple[FileSpec, ...]:
