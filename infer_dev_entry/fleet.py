@@ -44,7 +44,8 @@ class Server:
     a row. While it starts, `phase` has lasted since `phase_at`, and its log last grew at `log_at`; `phases` are those
     done, `past` those of earlier starts. `gpu_clear`: its GPUs were looked at, and the next start may come.
     `kind` is the class of its last failure; `served`: it has been ready with this spec, so the configuration can work.
-    A gateway was last given the `routed` servers. `notice` says what is wrong with a server that serves all the same.
+    A gateway was last given the `routed` servers, and has last `answered` for these. `notice` says what is wrong with
+    a server that serves all the same.
     """
 
     spec: ServerSpec
@@ -87,6 +88,7 @@ class Server:
     kind: str = ""
     served: bool = False
     routed: Route | None = None
+    answered: Route | None = None
     notice: str = ""
     notice_mend: str = ""
 
@@ -186,9 +188,10 @@ class GpuSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteSeen:
-    """What became of a gateway's configuration: a `problem` says why it still works by an older one."""
+    """What became of a gateway's `route`: it is in force, or a `problem` says why an older one still is."""
 
     name: str
+    route: Route | None = None
     problem: str = ""
     mend: str = ""
 
@@ -384,8 +387,13 @@ def find_server(fleet: Fleet, name: str) -> Server | None:
 
 
 def is_healthy(fleet: Fleet) -> bool:
-    """True when every server that should serve is ready; servers that the user stopped do not count."""
-    return all(server.state is State.READY for server in fleet.servers if server.wanted)
+    """True when every server that should serve is ready; servers that the user stopped do not count.
+
+    A gateway that has not yet taken on who is ready would still refuse requests.
+    """
+    return all(
+        server.state is State.READY and server.routed == server.answered for server in fleet.servers if server.wanted
+    )
 
 
 def is_down(fleet: Fleet) -> bool:

@@ -52,7 +52,9 @@ def _find_reasons(environ: Mapping[str, str]) -> list[str]:
     if answer["boot_error"]:
         return [f"boot failed: {answer['boot_error']}"]
     return [_describe(row) for row in answer["servers"] if row["wanted"] and row["state"] != "ready"] or [
-        f"the entry is {answer['stage']}"
+        "the gateway does not yet know who is ready"
+        if answer["stage"] == "running"
+        else f"the entry is {answer['stage']}"
     ]
 
 

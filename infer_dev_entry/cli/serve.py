@@ -143,14 +143,17 @@ def _wait_ready(environ: Mapping[str, str], timeout_s: float) -> list[dict[str, 
     deadline = time.monotonic() + timeout_s
     shown: dict[str, str] = {}
     while True:
-        rows: list[dict[str, Any]] = ask(environ, {"op": "status"})["servers"]
+        answer = ask(environ, {"op": "status"})
+        rows: list[dict[str, Any]] = answer["servers"]
         for row in rows:
             if shown.get(row["name"]) != row["state"]:
                 shown[row["name"]] = row["state"]
                 print(
                     f"{row['name']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""), file=sys.stderr
                 )
-        settled = all(row["state"] in ("ready", "failed") for row in rows if row["wanted"])
+        states = {row["state"] for row in rows if row["wanted"]}
+        # All may be ready a moment before the gateway knows of it.
+        settled = states <= {"ready", "failed"} and ("failed" in states or answer["healthy"])
         if settled or time.monotonic() > deadline:
             return rows
         time.sleep(0.25)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ _KEY_FILE_BYTES = 1024 * 1024
 class Target:
     """Where to ask. `name` and `engine` are "" for a URL; `argv` is the server's, where it is one of the fleet's.
 
+    `behind` are the command lines of the servers of a gateway's fleet, where all that are ready are SGLang's.
     `ca_file` holds the certificates to trust behind https; "" is whom everybody trusts.
     """
 
@@ -32,6 +33,7 @@ class Target:
     name: str = ""
     engine: str = ""
     argv: tuple[str, ...] = ()
+    behind: tuple[tuple[str, ...], ...] = ()
     ca_file: str = ""
 
 
@@ -72,6 +74,16 @@ def target_of_row(row: Mapping[str, Any], *, api_key: str | None, environ: Mappi
     _check_key(key)
     argv = tuple(map(str, launch["argv"]))
     return Target(url=str(row["url"]), api_key=key, name=name, engine=engine, argv=argv, ca_file=_ca_file(environ))
+
+
+def with_servers_behind(target: Target, rows: Sequence[Mapping[str, Any]], environ: Mapping[str, str]) -> Target:
+    """Return a gateway's target with the command lines of what may answer behind it; any other target as it is."""
+    asked = [row for row in rows if row["state"] == "ready" and row["url"] and row["engine"] not in GATEWAY_ENGINES]
+    if target.engine not in GATEWAY_ENGINES or any(row["engine"] != "sglang" for row in asked):
+        return target
+    names = [str(row["name"]) for row in asked]
+    behind = tuple(tuple(map(str, _launch_of(name, environ)["argv"])) for name in names)
+    return replace(target, behind=behind)
 
 
 def parse_url(text: str) -> str:

@@ -28,7 +28,7 @@ def _ready(fleet: Fleet, gateway: GatewaySpec) -> tuple[ServerSpec, ...]:
 
 def take_route(turn: Turn, server: Server, seen: RouteSeen) -> None:
     """Take in whether the gateway works by what it was given; what is wrong shows beside its state."""
-    turn.put(replace(server, notice=seen.problem, notice_mend=seen.mend))
+    turn.put(replace(server, answered=seen.route, notice=seen.problem, notice_mend=seen.mend))
 
 
 def is_rerouted(server: Server, spec: ServerSpec) -> bool:

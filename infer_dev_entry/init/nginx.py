@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -202,9 +203,9 @@ class NginxDoor:
         return False
 
     def _tell(self, route: f.Route, problem: Problem | None) -> None:
-        seen = f.RouteSeen(name=route.spec.name)
+        seen = f.RouteSeen(name=route.spec.name, route=route)
         if problem is not None:
-            seen = f.RouteSeen(name=route.spec.name, problem=problem.reason, mend=problem.mend)
+            seen = replace(seen, problem=problem.reason, mend=problem.mend)
         if seen == self._told:
             return
         if problem is not None and problem is not self._keys.problem:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from infer_dev_entry import fleet as f
@@ -158,9 +159,9 @@ class RouterDoor:
             self._log.info("gateway.routed", server=route.spec.name, ready=names or "none", took_ms=took_ms)
 
     def _tell(self, route: f.Route, problem: Problem | None) -> None:
-        seen = f.RouteSeen(name=route.spec.name)
+        seen = f.RouteSeen(name=route.spec.name, route=route)
         if problem is not None:
-            seen = f.RouteSeen(name=route.spec.name, problem=problem.reason, mend=problem.mend)
+            seen = replace(seen, problem=problem.reason, mend=problem.mend)
         if seen == self._told or not self._is_current(route):
             return
         if problem is not None:

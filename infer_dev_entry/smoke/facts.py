@@ -56,6 +56,21 @@ def with_launch(facts: ServerFacts, argv: Sequence[str], files: Sequence[str]) -
     return _with_settings(facts, settings)
 
 
+def in_common(facts: ServerFacts, known: Sequence[ServerFacts]) -> ServerFacts:
+    """Return the facts of a gateway: what all servers that may answer behind it share; where they differ, not known."""
+
+    def shared(values: Sequence[str | None]) -> str | None:
+        return values[0] if len(set(values)) == 1 else None
+
+    return replace(
+        facts,
+        tool_parser=shared([one.tool_parser for one in known]),
+        reasoning_parser=shared([one.reasoning_parser for one in known]),
+        grammar_backend=shared([one.grammar_backend for one in known]),
+        is_dummy=all(one.is_dummy for one in known),
+    )
+
+
 def _with_settings(facts: ServerFacts, settings: Mapping[str, str]) -> ServerFacts:
     tool, reasoning, grammar, load = (settings.get(name, "") for name in _FLAGS.values())
     return replace(

@@ -21,6 +21,7 @@ from infer_dev_entry.client.target import (
     find_target,
     read_private,
     target_of_row,
+    with_servers_behind,
 )
 from infer_dev_entry.control_client import ask
 from infer_dev_entry.errors import ClientError, NotReadyError
@@ -29,6 +30,7 @@ from infer_dev_entry.smoke.facts import (
     LLAMA_CPP,
     SGLANG,
     ServerFacts,
+    in_common,
     with_launch,
     with_models,
     with_props,
@@ -52,14 +54,15 @@ def find_servers(target: str, *, api_key: str | None, environ: Mapping[str, str]
         row = choose_row(rows, target)
         check_ready(row)
         check_asked(row)
-        return (target_of_row(row, api_key=api_key, environ=environ),)
+        return (with_servers_behind(target_of_row(row, api_key=api_key, environ=environ), rows, environ),)
     ready = [row for row in rows if row["state"] == "ready"]
     if not ready:
         states = ", ".join(f"{row['name']} is {row['state']}" for row in rows)
         raise NotReadyError(f"cannot check: no server is ready: {states}; wait, or see infer-dev status")
     # A server's own key is the right one for it: what is given is for those of which none is known, as the gateway.
     given = environ if api_key is None else {**environ, KEY_VARIABLE: api_key}
-    return tuple(target_of_row(row, api_key=None, environ=given) for row in ready if row["url"])
+    targets = (target_of_row(row, api_key=None, environ=given) for row in ready if row["url"])
+    return tuple(with_servers_behind(target, ready, environ) for target in targets)
 
 
 def find_unready(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -82,6 +85,9 @@ def read_facts(target: Target) -> ServerFacts:
     facts = with_models(facts, asyncio.run(_ask_models(target)))
     if target.engine == "sglang":
         facts = with_launch(facts, target.argv, _read_files(target.argv))
+    elif target.behind:
+        known = [with_launch(facts, argv, _read_files(argv)) for argv in target.behind]
+        facts = in_common(facts, known)
     elif facts.make == SGLANG:
         # Its answer holds the server's keys: it is read for three names, never shown, and only from this machine.
         facts = with_server_info(facts, _read_page(target, ("/server_info", "/get_server_info")))

@@ -15,6 +15,7 @@ from test_gateway_life import make_certificate
 pytest.importorskip("openai", reason="the client extra is not installed")
 
 from infer_dev_entry.client import ClientError, RefusedKeyError, Runtime, UnreachableError
+from infer_dev_entry.smoke.servers import find_servers, read_facts
 
 pytest_plugins = ("fleet_fixtures",)
 
@@ -63,6 +64,23 @@ def test_gateway_with_keys_is_attached_to_and_checked_with_the_key_that_is_given
     key.write_text("schlüssel\n", encoding="utf-8")
     refused = fleet.cli("smoke", "gateway", "--api-key-file", str(key))
     assert (refused.returncode, refused.stderr.count("\n")) == (40, 1), refused.stderr
+
+
+@needs_nginx
+def test_gateway_is_known_by_the_command_lines_of_the_servers_behind_it(fleet: Fleet) -> None:
+    site = Site(fleet, "a")
+    glm = {"tool_call_parser": "glm47", "reasoning_parser": "glm45", "load_format": "dummy"}
+    gateway = f"[gateway]\nport = {site.port}\nworkers = 1\n"
+    fleet.write(server("a", site.ports["a"], flags=glm), gateway)
+    fleet.start()
+    fleet.wait_ready()
+    site.wait_pool("a")
+    (target,) = find_servers("gateway", api_key=None, environ=fleet.environ)
+    facts = read_facts(target)
+    assert (facts.label, facts.tool_parser, facts.reasoning_parser) == ("gateway", "glm47", "glm45")
+    assert facts.is_dummy
+    (by_url,) = find_servers(f"http://127.0.0.1:{site.port}", api_key=None, environ=fleet.environ)
+    assert read_facts(by_url).tool_parser is None  # a URL may be anybody's, and the gateway closes what would tell
 
 
 @needs_nginx

@@ -7,7 +7,17 @@ from dataclasses import replace
 from make import Story, events, make_gateway, make_spec, of_type
 from test_decide import make_counters
 
-from infer_dev_entry.fleet import PlanWish, Route, RouteSeen, ShutdownWish, Start, State, Stop, StopWish
+from infer_dev_entry.fleet import (
+    PlanWish,
+    Route,
+    RouteSeen,
+    ShutdownWish,
+    Start,
+    State,
+    Stop,
+    StopWish,
+    is_healthy,
+)
 from infer_dev_entry.status import status_row
 
 GATEWAY = make_gateway()
@@ -136,6 +146,25 @@ def test_servers_outside_of_every_pool_do_not_concern_the_gateway() -> None:
     told.history.clear()
     told.ready("z", 200)
     assert not of_type(told.history, Route)
+
+
+def test_fleet_is_healthy_only_once_the_gateway_knows_who_is_ready() -> None:
+    told = story()
+    assert all(server.state is State.READY for server in told.fleet.servers)
+    assert not is_healthy(told.fleet)
+    route = told.server("gateway").routed
+    assert route is not None
+    told.see(results=(RouteSeen(name="gateway", route=replace(route, ready=())),))
+    assert not is_healthy(told.fleet)
+    told.see(results=(RouteSeen(name="gateway", route=route),))
+    assert is_healthy(told.fleet)
+
+
+def test_gateway_that_cannot_take_on_its_servers_is_a_notice_and_no_illness() -> None:
+    told = story()
+    route = told.server("gateway").routed
+    told.see(results=(RouteSeen(name="gateway", route=route, problem="disk full", mend="make room"),))
+    assert is_healthy(told.fleet)
 
 
 def test_problem_of_a_route_shows_beside_a_ready_gateway_until_it_is_gone() -> None:

@@ -108,10 +108,11 @@ class Run:
 def test_workers_become_the_ready_servers_of_the_pool(router: Router) -> None:
     router.workers = {"id9": "http://127.0.0.1:9"}
     run = Run(router)
-    run.live(lambda door: door.route(route(A, B, make_spec("other", port=3))))
+    wanted = route(A, B, make_spec("other", port=3))
+    run.live(lambda door: door.route(wanted))
     assert sorted(router.asked) == ["DELETE id9", "POST http://127.0.0.1:1", "POST http://127.0.0.1:2"]
     assert set(router.workers.values()) == {A.url, B.url}
-    assert run.told == [f.RouteSeen(name="gateway")]
+    assert [(seen.problem, seen.route) for seen in run.told] == [("", wanted)]
     assert run.log.info.call_args.kwargs["ready"] == "a b other"
 
 
@@ -164,7 +165,7 @@ def test_news_that_come_meanwhile_count_and_the_old_ones_do_not(router: Router) 
     run = Run(router)
     run.live(take)
     assert router.asked == [f"POST {B.url}"]
-    assert run.told == [f.RouteSeen(name="gateway")]
+    assert run.told == [f.RouteSeen(name="gateway", route=route(B))]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from infer_dev_entry.client.model import ServedModel
 from infer_dev_entry.smoke.asker import Piece, Streamed
 from infer_dev_entry.smoke.basics import count_apart
-from infer_dev_entry.smoke.facts import ServerFacts, with_launch, with_models, with_props, with_server_info
+from infer_dev_entry.smoke.facts import ServerFacts, in_common, with_launch, with_models, with_props, with_server_info
 from infer_dev_entry.smoke.rows import Row, Verdict, is_good, render_counts, render_json, render_row
 from infer_dev_entry.smoke.structured import find_problem, judge_call
 
@@ -35,6 +35,15 @@ def test_parsers_are_read_from_the_command_line_and_from_the_yaml() -> None:
     found = with_launch(FACTS, argv, ['{"grammar-backend": "none", "tool-call-parser": "other", "api-key": "x"}', "{"])
     assert parsers(found) == ("glm47", "glm45", "none")
     assert found.is_dummy
+
+
+def test_gateway_is_known_by_what_its_servers_have_in_common() -> None:
+    words = ["--load-format", "dummy", "--reasoning-parser", "glm45", "--tool-call-parser"]
+    glm, qwen = (with_launch(FACTS, [*words, parser], []) for parser in ("glm47", "qwen"))
+    assert parsers(in_common(FACTS, [glm, glm])) == ("glm47", "glm45", "")
+    assert parsers(in_common(FACTS, [glm, qwen])) == (None, "glm45", "")
+    assert in_common(FACTS, [glm, qwen]).is_dummy
+    assert not in_common(FACTS, [glm, with_launch(FACTS, ["python"], [])]).is_dummy
 
 
 def test_parsers_are_read_from_server_info() -> None:
