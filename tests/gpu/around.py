@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -56,6 +57,20 @@ def instance(bench: Bench, name: str, port: int, control: Mapping[str, Any], **s
     return "\n".join(lines) + "\n"
 
 
+def add_thinking(bench: Bench) -> None:
+    """Copy the model with GLM's marks of thoughts as tokens of their own: SGLang's grammars want them so."""
+    model = bench.work / "glm-model"
+    shutil.copytree(bench.args.model, model)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    first = 1 + max(tokenizer["model"]["vocab"].values())
+    for number, mark in enumerate(("<think>", "</think>"), first):
+        tokenizer["model"]["vocab"][mark] = number
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+        tokenizer["added_tokens"].append({"id": number, "content": mark, **flags})
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    bench.args.model = str(model)
+
+
 def gateway(bench: Bench) -> str:
     """Render the gateway, with a file of one key."""
     keys = bench.work / "api-keys"
@@ -77,6 +92,7 @@ def install(bench: Bench) -> Mapping[str, Any]:
 
 def ready(bench: Bench) -> Mapping[str, Any]:
     """One replica a GPU with GLM's parsers, and the gateway before them."""
+    add_thinking(bench)
     bench.write("fleet.toml", instance(bench, "glm", 30000, {"replicas": "per-gpu"}, **GLM), gateway(bench))
     run.start_entry(bench)
     rows = [bench.wait_ready(name, 240) for name in ("glm-0", "glm-1", "gateway")]
