@@ -1,8 +1,9 @@
-"""Test-wide set-up: shared modules are found, and hypothesis does not flake on a loaded machine."""
+"""Test-wide set-up: shared modules are found, signals work, and hypothesis does not flake on a loaded machine."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from hypothesis import HealthCheck, settings
 # tests/fake_server.py runs as a module.
 for folder in ("", "unit", "integration", "e2e", "sglang"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
+
+# A shell without job control starts what runs in its background deaf to SIGINT, and programs under test inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # In CI the examples are the same each time; new ones are found where somebody is there to look at them.
