@@ -26,7 +26,7 @@ MANY_KEYS = 1000
 ADDED_LIMIT_MS = 5.0
 KEY = "sk-benchmark-0123456789"
 _BODY = b'{"stream": true}'
-_MISSING = "skipped: install with tools/nginx.sh"
+_MISSING = "skipped: install with tools/programs.sh"
 
 
 def run() -> tuple[Table, ...]:

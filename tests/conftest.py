@@ -14,9 +14,15 @@ from hypothesis import HealthCheck, settings
 for folder in ("", "unit", "integration", "e2e", "sglang"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
-# A shell without job control starts what runs in its background deaf to SIGINT, and programs under test inherit that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# nohup, and a shell without job control, start what runs in their background deaf to these, and programs under test
+# would inherit that.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGQUIT, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # In CI the examples are the same each time; new ones are found where somebody is there to look at them.

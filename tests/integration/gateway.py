@@ -23,7 +23,7 @@ ALICE = "sk-alice-0123456789.AbC+d"
 BOB = "sk-bob-0123456789-xYz"
 NGINX = shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin")))
 
-needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed; tools/nginx.sh installs it as root")
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed; tools/programs.sh installs it as root")
 
 
 @dataclass
