@@ -19,12 +19,12 @@ help: ## show this
 run: .venv/.ready ## serve a small real model on this machine's CPU: two instances, Ctrl-C ends it
 	@exec .venv/bin/infer-dev demo
 
-# Without it the gateway's tests are skipped, visibly; so its absence stops nothing.
-.PHONY: nginx
-nginx:
-	@tools/nginx.sh || true
+# Without them some tests are skipped, visibly; so their absence stops nothing.
+.PHONY: programs
+programs:
+	@tools/programs.sh || true
 
-test: .venv/.ready nginx ## all tests that need no Docker; says what was skipped and why
+test: .venv/.ready programs ## all tests that need no Docker; says what was skipped and why
 	$(PY) -m pytest tests/unit tests/integration
 
 check: .venv/.ready ## format, lint, types, unit tests
@@ -36,10 +36,10 @@ check: .venv/.ready ## format, lint, types, unit tests
 unit: .venv/.ready ## unit tests alone
 	$(PY) -m pytest -q tests/unit
 
-integration: .venv/.ready nginx ## real supervisord, namespaces, the real model
+integration: .venv/.ready programs ## real supervisord, namespaces, the real model
 	$(PY) -m pytest tests/integration
 
-sglang: .venv/.ready ## a real SGLang on this machine's CPU: loads, hangs, crashes, drains (2.7 GB once; then 7 minutes)
+sglang: .venv/.ready ## a real SGLang on this machine's CPU: loads, hangs, crashes, drains (2.7 GB once; then 10 minutes)
 	@[ -x "$(SGLANG_CPU_DIR)/launch" ] || tools/sglang-cpu.sh "$(SGLANG_CPU_DIR)"
 	SGLANG_CPU_DIR="$(SGLANG_CPU_DIR)" timeout --kill-after=20 $(SGLANG_BUDGET_S) $(PY) -m pytest tests/sglang
 
