@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from contextlib import ExitStack
 
+from benchmarks.children import free_ports
 from benchmarks.managers import Managed, has_s6, run_ours, run_s6, run_supervisord
 from benchmarks.processes import command_of, cpu_s, now_s, pss_mb, rss_mb
 from benchmarks.tables import PEERS_MEND, Row, Table
@@ -20,17 +23,29 @@ def run() -> tuple[Table, ...]:
     """Run all managers side by side, so that they share the machine's moods, and read their counters."""
     with ExitStack() as stack:
         ours = stack.enter_context(run_ours("http", SERVERS))
+        gated = _run_with_gateway(stack)
         peers: dict[str, Managed] = {"supervisord": stack.enter_context(run_supervisord("http", SERVERS))}
         if has_s6():
             peers["s6"] = stack.enter_context(run_s6("http", SERVERS))
-        ours.events.wait("fleet.ready", timeout_s=60)
+        for fleet in (ours, *gated):
+            fleet.events.wait("fleet.ready", timeout_s=60)
         for peer in peers.values():
             peer.arrivals.wait_count(SERVERS, 30)
         time.sleep(3)  # start-up work is not idling; nothing signals its end
         pids = _pids_of_ours(ours) | {name: _manager_pids(peer) for name, peer in peers.items()}
+        for fleet in gated:
+            pids["infer-dev, with a gateway"] = _pids_of_ours(fleet)["infer-dev, both"]
         cpu = _cpu_percent(pids)
         memory = {name: (sum(map(rss_mb, found)), sum(map(pss_mb, found))) for name, found in pids.items()}
     return (_cpu_table(cpu), _memory_table(memory))
+
+
+def _run_with_gateway(stack: ExitStack) -> list[Managed]:
+    """Run the same servers behind a gateway, where there is nginx."""
+    if not shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"):
+        return []
+    (port,) = free_ports(1)
+    return [stack.enter_context(run_ours("http", SERVERS, gateway=f"[gateway]\nport = {port}\n"))]
 
 
 def _manager_pids(managed: Managed) -> list[int]:
@@ -43,7 +58,8 @@ def _pids_of_ours(managed: Managed) -> dict[str, list[int]]:
     both = _manager_pids(managed)
     daemon = [pid for pid in both if "supervisor.supervisord" in command_of(pid)]
     first = [managed.space.init_pid]
-    others = sorted(set(both) - set(daemon) - set(first))
+    gateway = [pid for pid in both if "nginx" in command_of(pid)]
+    others = sorted(set(both) - set(daemon) - set(first) - set(gateway))
     if others or len(daemon) != 1:
         raise RuntimeError(f"unexpected processes: {[command_of(pid) for pid in both]}")
     return {"infer-dev, both": first + daemon, "of that PID 1": first, "of that supervisord": daemon}

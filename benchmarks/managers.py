@@ -116,13 +116,15 @@ def render_fleet(program: str, ports: Sequence[int], directory: Path, tables: st
 
 
 @contextmanager
-def run_ours(kind: str, count: int, tables: str = "", *, engine: str = "llama_cpp") -> Iterator[ManagedByUs]:
-    """Run `infer-dev entry` with `count` servers of a kind of child."""
+def run_ours(
+    kind: str, count: int, tables: str = "", *, engine: str = "llama_cpp", gateway: str = ""
+) -> Iterator[ManagedByUs]:
+    """Run `infer-dev entry` with `count` servers of a kind of child, and with the table `gateway` if it is given."""
     with private_dir() as directory:
         program, arrivals = write_child(directory, kind)
         ports = free_ports(count)
         config = directory / "fleet.toml"
-        config.write_text(render_fleet(program, ports, directory, tables, engine), encoding="utf-8")
+        config.write_text(render_fleet(program, ports, directory, tables, engine) + gateway, encoding="utf-8")
         with run_entry(directory, config) as (space, events):
             yield ManagedByUs(space=space, ports=ports, arrivals=arrivals, events=events)
 
