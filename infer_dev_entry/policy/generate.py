@@ -45,6 +45,7 @@ class ChatRuntime(Protocol):
         json_schema: Mapping[str, object] | None = None,
         seed: int | None = None,
         timeout_s: float | None = None,
+        chat_template_kwargs: Mapping[str, object] = ...,
     ) -> Answer:
         """Ask, with the server's structured output holding the answer to the schema."""
 
@@ -60,12 +61,14 @@ class PolicyGenerator:
         temperature: float = 0.0,
         seed: int = 0,
         max_new_tokens: int | None = None,
+        thinking: bool = False,
         timeout_s: float | None = None,
     ) -> None:
         """Take a runtime and the options of a request; `timeout_s` is that of each of at most two requests.
 
-        `max_new_tokens` is by default 512 a candidate, or where the model's context has no room for those what it has;
-        a model that reasons before it answers needs more.
+        `max_new_tokens` is by default 512 a candidate, or where the model's context has no room for those what it has.
+        Without `thinking` a model that would think first is told not to (SGLang's and llama.cpp's
+        `chat_template_kwargs`); with it the thoughts come out of the same tokens.
 
         Raises:
             PolicyInputError: `candidates` is not from 1 to 16.
@@ -77,6 +80,7 @@ class PolicyGenerator:
         self._temperature = temperature
         self._seed = seed
         self._max_new_tokens = max_new_tokens
+        self._other = {} if thinking else {"chat_template_kwargs": {"enable_thinking": False}}
         self._timeout_s = timeout_s
 
     def generate_policy(
@@ -117,6 +121,7 @@ class PolicyGenerator:
             json_schema=render_schema(self._candidates),
             seed=self._seed,
             timeout_s=self._timeout_s,
+            **self._other,
         )
         faults = Faults("answer")
         if answer.finish_reason == "length":

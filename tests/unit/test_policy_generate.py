@@ -366,6 +366,13 @@ def test_answer_that_the_context_cuts_off_is_named_so() -> None:
         generate(Bounded([cut, cut], context=2048))
 
 
+@pytest.mark.parametrize(("options", "sent"), [({}, {"enable_thinking": False}), ({"thinking": True}, None)])
+def test_model_is_told_not_to_think_unless_it_shall(options: dict[str, bool], sent: object) -> None:
+    runtime = FakeRuntime([GOOD])
+    generate(runtime, **options)
+    assert runtime.asked[0].get("chat_template_kwargs") == sent
+
+
 def test_repair_that_the_server_refuses_is_the_error_of_the_first_answer() -> None:
     class Refusing(FakeRuntime):
         def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Said:
