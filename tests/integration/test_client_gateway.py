@@ -70,7 +70,7 @@ def test_gateway_with_keys_is_attached_to_and_checked_with_the_key_that_is_given
 def test_gateway_is_known_by_the_command_lines_of_the_servers_behind_it(fleet: Fleet) -> None:
     site = Site(fleet, "a")
     glm = {"tool_call_parser": "glm47", "reasoning_parser": "glm45", "load_format": "dummy"}
-    gateway = f"[gateway]\nport = {site.port}\nworkers = 1\n"
+    gateway = f"[gateway]\nport = {site.port}\nworkers = 2\n"
     fleet.write(server("a", site.ports["a"], flags=glm), gateway)
     fleet.start()
     fleet.wait_ready()
