@@ -12,6 +12,7 @@ from infer_dev_entry.errors import NotRunningError, RequestError, UnknownServerE
 from infer_dev_entry.rundir import client_run_dir, control_socket
 
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
+STATUS_S = 2.0  # for those who go on without an answer
 
 
 def ask(environ: Mapping[str, str], request: Mapping[str, Any], timeout_s: float = 10.0) -> dict[str, Any]:
@@ -69,3 +70,20 @@ def is_running(environ: Mapping[str, str]) -> bool:
     except (NotRunningError, RequestError):
         return False
     return True
+
+
+def placed_gpus(status: Mapping[str, Any]) -> dict[str, tuple[str, ...] | None]:
+    """Return the GPUs (None: all) of the servers that have a process, by name, from the answer to `status`."""
+    placed: dict[str, tuple[str, ...] | None] = {}
+    for row in status["servers"]:
+        if row["pid"]:
+            placed[row["name"]] = None if row["gpu_ids"] is None else tuple(row["gpu_ids"])
+    return placed
+
+
+def read_placed_gpus(environ: Mapping[str, str]) -> dict[str, tuple[str, ...] | None]:
+    """Return the same of the entry that runs here; nothing when none answers."""
+    try:
+        return placed_gpus(ask(environ, {"op": "status"}, STATUS_S))
+    except (NotRunningError, RequestError):
+        return {}

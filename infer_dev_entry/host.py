@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -96,6 +96,18 @@ class LiveHost:
             self._gpus = self._gpu_door.inventory()
             self._gpu_door.close()
         return self._gpus
+
+    def held_bytes(self, units: Sequence[str], running: Collection[str]) -> Mapping[str, int]:
+        """How many bytes others hold of GPUs; the driver hides the processes of other containers, not their bytes."""
+        from infer_dev_entry.gpu_look import describe_holder
+
+        held: dict[str, int] = {}
+        for unit in units:
+            for gpu in self._gpu_door.look((unit,), describe_holder).gpus:
+                foreign = sum(holder.used_bytes for holder in gpu.holders if not self._is_ours(holder.pid))
+                held[unit] = foreign + (0 if unit in running else gpu.unaccounted_bytes)
+        self._gpu_door.close()
+        return held
 
     def expand(self, path: str) -> str:
         """The absolute path, with a leading `~` expanded."""

@@ -26,11 +26,18 @@ ROUTER_LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sgla
 ENGINE_LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "llama_server", "launch.py")
 
 
-def make_plan(environ: Mapping[str, str], config_path: str = "", *, run_dir: str = "", fleet_id: str = "") -> Plan:
+def make_plan(
+    environ: Mapping[str, str],
+    config_path: str = "",
+    *,
+    run_dir: str = "",
+    fleet_id: str = "",
+    placed: Mapping[str, tuple[str, ...] | None] | None = None,
+) -> Plan:
     """Resolve and check the config (`config_path`, else the settings') against this machine.
 
-    Whoever plans for a running entry gives that entry's `run_dir` and `fleet_id`, and its PATH and TMPDIR in `environ`:
-    else equal servers would look changed.
+    Whoever plans for a running entry gives that entry's `run_dir` and `fleet_id`, its PATH and TMPDIR in `environ`, and
+    the GPUs of its servers in `placed`: else equal servers would look changed.
 
     Raises:
         SettingsError: no config is named.
@@ -44,13 +51,20 @@ def make_plan(environ: Mapping[str, str], config_path: str = "", *, run_dir: str
         )
     run_dir = run_dir or default_run_dir(environ)
     fleet_id = fleet_id or (read_fleet_id(run_dir) if os.path.isdir(run_dir) else "check")
-    options = resolve_options(settings, environ, run_dir=run_dir, fleet_id=fleet_id)
+    options = resolve_options(settings, environ, run_dir=run_dir, fleet_id=fleet_id, placed=placed)
     host = LiveHost(own_mark=f"{fleet_id}/", environ=environ, cache_dir=settings.project_dir)
     plan = resolve(read_config(path), source=path, options=options, host=host)
     return activate_plan(plan, settings.project_dir, environ)
 
 
-def resolve_options(settings: Settings, environ: Mapping[str, str], *, run_dir: str, fleet_id: str) -> ResolveOptions:
+def resolve_options(
+    settings: Settings,
+    environ: Mapping[str, str],
+    *,
+    run_dir: str,
+    fleet_id: str,
+    placed: Mapping[str, tuple[str, ...] | None] | None = None,
+) -> ResolveOptions:
     """Return what the environment adds to a config."""
     return ResolveOptions(
         overrides=settings.overrides,
@@ -63,6 +77,7 @@ def resolve_options(settings: Settings, environ: Mapping[str, str], *, run_dir: 
         tmp_dir=instance_tmp_dir(environ, fleet_id),
         model_download=settings.model_download_on_boot,
         model_source=settings.model_source,
+        placed=placed or {},
     )
 
 

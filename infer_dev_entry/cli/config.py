@@ -7,12 +7,13 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from infer_dev_entry.config import Host, NoHost, resolve
 from infer_dev_entry.config.faults import SHORTEST_SECRET, is_secret
 from infer_dev_entry.config.instances import masked_environment
+from infer_dev_entry.control_client import read_placed_gpus
 from infer_dev_entry.errors import ConfigError, SettingsError
 from infer_dev_entry.host import LiveHost, expand_path, read_config
 from infer_dev_entry.planner import resolve_options
@@ -71,7 +72,12 @@ class NoHostButGpus(NoHost):
     """For showing: this machine's GPUs, home and variables, but no complaint about its ports and files."""
 
     def __init__(self, gpu_count: int | None, environ: Mapping[str, str]) -> None:
-        super().__init__(gpu_count, None if gpu_count is not None else LiveHost().gpus(), environ=environ)
+        self._machine = LiveHost(f"{_fleet_id(environ)}/") if gpu_count is None else None
+        super().__init__(gpu_count, self._machine.gpus() if self._machine else None, environ=environ)
+
+    def held_bytes(self, units: Sequence[str], running: Collection[str]) -> Mapping[str, int]:
+        """How many bytes others hold of this machine's GPUs; nobody holds a pretended one."""
+        return self._machine.held_bytes(units, running) if self._machine else {}
 
     def knows_variables(self) -> bool:
         """True: a command line without what a variable stands for would be none that ever runs."""
@@ -106,7 +112,13 @@ def _resolve(args: argparse.Namespace, settings: Settings, environ: Mapping[str,
     path = args.file or settings.config
     if not path:
         raise SettingsError(f"cannot read a config: neither FILE nor {PREFIX}CONFIG is given; name a TOML file")
-    options = resolve_options(settings, environ, run_dir=default_run_dir(environ), fleet_id=_fleet_id(environ))
+    options = resolve_options(
+        settings,
+        environ,
+        run_dir=default_run_dir(environ),
+        fleet_id=_fleet_id(environ),
+        placed=read_placed_gpus(environ) if host.knows_variables() else None,
+    )
     return resolve(read_config(path), source=path, options=options, host=host)
 
 

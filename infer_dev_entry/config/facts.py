@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +36,12 @@ class Host(Protocol):
 
     def gpus(self) -> tuple[Gpu, ...] | None:
         """The GPUs, in the driver's order; None when there is no driver to ask."""
+
+    def held_bytes(self, units: Sequence[str], running: Collection[str], /) -> Mapping[str, int]:
+        """How many bytes others hold of each of these GPUs (numbers, MIG UUIDs), as far as that can be seen.
+
+        Our own servers run on those in `running`: what nobody visible holds there is theirs.
+        """
 
     def expand(self, path: str, /) -> str:
         """The absolute path, with a leading `~` expanded."""
@@ -108,6 +114,10 @@ class NoHost:
     def gpus(self) -> tuple[Gpu, ...] | None:
         """The pretended GPUs, if any."""
         return self._gpus
+
+    def held_bytes(self, _units: Sequence[str], _running: Collection[str], /) -> Mapping[str, int]:
+        """Nothing: not looked at."""
+        return {}
 
     def expand(self, path: str, /) -> str:
         """The path as it is: another machine's home is not known."""

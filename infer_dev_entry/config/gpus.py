@@ -1,11 +1,15 @@
-"""Deal GPUs: every replica of every instance gets its set, and overlaps, lacks and unfit GPUs are reported."""
+"""Deal GPUs: every replica of every instance gets its set, and overlaps, lacks and unfit GPUs are reported.
+
+`"auto"` prefers what moves nobody (the GPUs that a running server has), then what nobody else fills.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
-from infer_dev_entry.config.facts import Gpu
+from infer_dev_entry.config.facts import Host
 from infer_dev_entry.config.faults import Faults, Path
 from infer_dev_entry.config.instances import Instance
 from infer_dev_entry.config.keys import MAX_REPLICAS
@@ -14,6 +18,9 @@ GpuSet = tuple[str, ...] | None  # None: all GPUs; (): none
 
 OLDEST_COMPUTE = (7, 5)  # SGLang's own check; below it the server refuses to start
 TRIED_COMPUTE = (8, 0)
+
+# What others hold of a GPU counts in whole steps: a desktop's or the driver's own few hundred MB make none fuller.
+HELD_STEP_BYTES = 1024**3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +53,15 @@ class Need:
 
 
 def deal_gpus(
-    needs: Sequence[Need], inventory: tuple[Gpu, ...] | None, faults: Faults
+    needs: Sequence[Need], host: Host, placed: Mapping[str, GpuSet], faults: Faults
 ) -> Mapping[str, tuple[GpuSet, ...]]:
-    """Return name → one GPU set per replica; an instance with a fault gets one set of "all", to let checks go on."""
-    dealer = _Dealer(inventory, needs, faults)
+    """Return name → one GPU set per replica; an instance with a fault gets one set of "all", to let checks go on.
+
+    `placed` holds the GPUs of the servers that run now, by server.
+    """
+    dealer = _Dealer(host, needs, placed, faults)
     dealt = {need.name: dealer.deal(need) for need in needs if need.wish != "auto"}
-    for need in needs:
-        if need.wish == "auto":
-            dealt[need.name] = dealer.deal_auto(need)
+    dealt |= dealer.deal_autos([need for need in needs if need.wish == "auto"])
     _check_overlaps(needs, dealt, dealer, faults)
     return dealt
 
@@ -61,10 +69,13 @@ def deal_gpus(
 class _Dealer:
     """Knows the inventory and what is taken."""
 
-    def __init__(self, inventory: tuple[Gpu, ...] | None, needs: Iterable[Need], faults: Faults) -> None:
+    def __init__(self, host: Host, needs: Iterable[Need], placed: Mapping[str, GpuSet], faults: Faults) -> None:
+        self._host = host
+        self._placed = placed
         self._faults = faults
-        self._inventory = inventory
-        self._units = tuple(unit for gpu in inventory or () for unit in (gpu.mig_uuids or (str(gpu.index),)))
+        self._inventory = host.gpus()
+        self._by_unit = {unit: gpu for gpu in self._inventory or () for unit in (gpu.mig_uuids or (str(gpu.index),))}
+        self._units = tuple(self._by_unit)
         self._taken = {self.unit(item) for need in needs if isinstance(need.wish, tuple) for item in need.wish}
 
     def unit(self, gpu_id: str) -> str:
@@ -122,7 +133,30 @@ class _Dealer:
         )
         return self._split(need, assumed)
 
-    def deal_auto(self, need: Need) -> tuple[GpuSet, ...]:
+    def deal_autos(self, needs: Sequence[Need]) -> dict[str, tuple[GpuSet, ...]]:
+        """Deal GPUs that no instance names; first every running server keeps its own, whoever stands first."""
+        kept = {need.name: self._keep(need) for need in needs}
+        return {need.name: self._deal_auto(need, kept[need.name]) for need in needs}
+
+    def _keep(self, need: Need) -> dict[int, tuple[str, ...]]:
+        """Take the sets that replicas of this instance run on, if such a set is still right; return them by number."""
+        kept: dict[int, tuple[str, ...]] = {}
+        for number in range(MAX_REPLICAS if isinstance(need.replicas, str) else need.replicas):
+            ids = self._placed.get(need.instance.server_name(number)) or ()
+            units = {self.unit(item) for item in ids}
+            if ids and len(ids) == need.per_replica and units <= set(self._free(need)):
+                kept[number] = ids
+                self._taken |= units
+        return kept
+
+    def _free(self, need: Need) -> tuple[str, ...]:
+        """The GPUs that nobody has been dealt and that the engine of this need runs on."""
+        return tuple(unit for unit in self._units if unit not in self._taken and not self._is_too_old(need, unit))
+
+    def _is_too_old(self, need: Need, unit: str) -> bool:
+        return need.is_sglang and self._by_unit[unit].compute < OLDEST_COMPUTE
+
+    def _deal_auto(self, need: Need, kept: dict[int, tuple[str, ...]]) -> tuple[GpuSet, ...]:
         count = 1 if isinstance(need.replicas, str) else need.replicas
         if need.is_sglang and not need.parallel:
             return ((),) * count
@@ -130,22 +164,48 @@ class _Dealer:
             mend = 'list gpu_ids, or write "all"'
             self._faults.add(need.path, '"auto" needs the list of GPUs, and no NVIDIA driver answers here', mend)
             return (None,)
-        free = tuple(unit for unit in self._units if unit not in self._taken)
-        wanted = count * need.per_replica
+        there = len(self._free(need)) + len(kept) * need.per_replica
         if isinstance(need.replicas, str):
-            wanted = len(free) // need.per_replica * need.per_replica
-        elif not need.is_sglang and len(free) < wanted:
-            return ((),) * count
-        if wanted == 0 or len(free) < wanted:
-            problem = (
-                f'"auto" needs {max(wanted, need.per_replica)} GPUs that no other instance names, {len(free)} are left'
-            )
-            self._faults.add(need.path, problem, "free some, or lower tp_size or replicas")
+            count = there // need.per_replica
+        if count == 0 or there < count * need.per_replica:
+            if not need.is_sglang and isinstance(need.replicas, int):
+                self._taken -= {self.unit(item) for ids in kept.values() for item in ids}
+                return ((),) * count
+            self._report_lack(need, max(count, 1) * need.per_replica, there)
             return (None,)
-        chosen = free[:wanted]
-        self._taken.update(chosen)
-        self._check_compute(need, chosen)
-        return (chosen,) if need.replicas == 1 else self._split(need, chosen)
+        self._taken -= {self.unit(item) for number in kept if number >= count for item in kept[number]}
+        missing = [number for number in range(count) if number not in kept]
+        chosen = iter(self._choose(need, len(missing) * need.per_replica))
+        sets = kept | {number: tuple(islice(chosen, need.per_replica)) for number in missing}
+        self._check_compute(need, [item for number in range(count) for item in sets[number]])
+        self._check_count(need, sets[0])
+        return tuple(sets[number] for number in range(count))
+
+    def _report_lack(self, need: Need, wanted: int, there: int) -> None:
+        unfit = [unit for unit in self._units if unit not in self._taken and self._is_too_old(need, unit)]
+        if there + len(unfit) >= wanted:
+            self._check_compute(need, unfit)
+            return
+        problem = f'"auto" needs {wanted} GPUs that no other instance names, {there} are left'
+        self._faults.add(need.path, problem, "free some, or lower tp_size or replicas")
+
+    def _choose(self, need: Need, count: int) -> tuple[str, ...]:
+        """Take free GPUs: known to work before others, then those that others hold least of, then the first ones."""
+        free = self._free(need)
+        if len(free) > count > 0:
+            held = self._host.held_bytes(self._units, self._running_units())
+            untried = {unit: need.is_sglang and self._by_unit[unit].compute < TRIED_COMPUTE for unit in free}
+            order = {unit: (untried[unit], held.get(unit, 0) // HELD_STEP_BYTES) for unit in free}
+            best = sorted(free, key=order.__getitem__)[:count]  # it keeps the driver's order among equals
+            free = tuple(unit for unit in free if unit in best)
+        self._taken.update(free[:count])
+        return free[:count]
+
+    def _running_units(self) -> frozenset[str]:
+        """The GPUs of the servers that run now."""
+        if None in self._placed.values():
+            return frozenset(self._units)
+        return frozenset(self.unit(item) for ids in self._placed.values() for item in ids or ())
 
     def _split(self, need: Need, ids: tuple[str, ...]) -> tuple[GpuSet, ...]:
         """Cut ids into sets. With `share_gpu` the sets go round when there are too few."""
@@ -164,7 +224,7 @@ class _Dealer:
             self._faults.warn(need.instance.origin("replicas"), f"{left} of {len(ids)} GPUs stay unused")
         return tuple(sets[number % len(sets)] for number in range(count))
 
-    def _check_count(self, need: Need, ids: tuple[str, ...]) -> None:
+    def _check_count(self, need: Need, ids: Sequence[str]) -> None:
         if len(ids) < need.parallel:
             problem = f"tp_size × pp_size needs {need.parallel} GPUs, and there {_are(len(ids))}"
             self._faults.add(need.path, problem, "list more gpu_ids, or lower tp_size")
@@ -185,7 +245,7 @@ class _Dealer:
             self._faults.add(need.path, problem, "correct gpu_ids")
         self._check_compute(need, ids)
 
-    def _check_compute(self, need: Need, ids: tuple[str, ...]) -> None:
+    def _check_compute(self, need: Need, ids: Sequence[str]) -> None:
         if not need.is_sglang or not need.parallel:
             return
         used = {self.unit(item) for item in ids}

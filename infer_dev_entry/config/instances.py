@@ -90,6 +90,10 @@ class Instance:
         """Where a control key was given; the instance itself when it was not."""
         return self.origins.get(key, self.path)
 
+    def server_name(self, number: int) -> str:
+        """The name of a replica; with `replicas = 1` the instance keeps its own."""
+        return self.name if self.control.replicas == 1 else f"{self.name}-{number}"
+
 
 def read_master(document: Document, faults: Faults) -> Master:
     """Read `[master]`, and report tables that no config has."""

@@ -71,8 +71,8 @@ CONTROL = (
         name="gpu_ids",
         kind="gpu_ids",
         default="all",
-        text='`"all"`, `"none"`, `"auto"` (GPUs that no other instance names), `"0,1"`, `"0-3"`, `[0, 1]` or UUIDs; '
-        "numbers are nvidia-smi's",
+        text='`"all"`, `"none"`, `"auto"` (GPUs that no other instance names, free ones first), `"0,1"`, `"0-3"`, '
+        "`[0, 1]` or UUIDs; numbers are nvidia-smi's",
     ),
     Key(name="share_gpu", kind="bool", default=False, text="true: other instances may use the same GPUs"),
     Key(

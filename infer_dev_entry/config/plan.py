@@ -99,7 +99,7 @@ def _resolve_servers(document: Document, options: ResolveOptions, host: Host, fa
         faults.warn(("instance",), "no instance is enabled, so nothing starts")
         return ()
     prepared = [preparer.prepare(instance) for instance in instances]
-    seats = _seats(prepared, host, faults)
+    seats = _seats(prepared, options.placed, host, faults)
     dealer = PortDealer({*_given_ports(seats), gateway.port if gateway else 0})
     built = _build(seats, instances, ServerBuilder(options, dealer, checker, faults), faults)
     servers = tuple(server for group in built.values() for server in group)
@@ -142,13 +142,13 @@ def _global_server(document: Document) -> Mapping[str, object]:
     return server if isinstance(server, dict) else {}
 
 
-def _seats(prepared: Sequence[Prepared], host: Host, faults: Faults) -> list[Seat]:
+def _seats(prepared: Sequence[Prepared], placed: Mapping[str, GpuSet], host: Host, faults: Faults) -> list[Seat]:
     """Fan instances out over their GPUs and ports."""
     needs = [
         Need(instance=item.instance, per_replica=item.per_replica, parallel=item.arguments.parallel)
         for item in prepared
     ]
-    dealt = deal_gpus(needs, host.gpus(), faults)
+    dealt = deal_gpus(needs, host, placed, faults)
     return [
         Seat(prepared=item, number=number, gpu_ids=gpus, port=_port(item, number, faults))
         for item in prepared

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from infer_dev_entry.config.arguments import ArgumentReader, Arguments, packaged_flags, sglang_flags
@@ -31,7 +32,8 @@ class ResolveOptions:
     when the installed environment has no llama.cpp; `engine_launcher` is a file that other interpreters run it by,
     and `router_launcher` the one that any runs sglang-router by.
     A server's temporary directory is `<tmp_dir>/<name>`; its private files are in `<run_dir>/config`. With
-    `model_download` a model that has a download need not be there yet.
+    `model_download` a model that has a download need not be there yet. `placed` tells the GPUs of the servers that run
+    now, by server (None: all).
     """
 
     overrides: str = ""
@@ -45,6 +47,7 @@ class ResolveOptions:
     model_download: bool = False
     model_source: str = "huggingface"
     models_dir: str = DEFAULT_MODELS_DIR
+    placed: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,7 @@ class Prepared:
 
     def name_of(self, number: int) -> str:
         """The name of a replica; with `replicas = 1` the instance keeps its own."""
-        return self.instance.name if self.instance.control.replicas == 1 else f"{self.instance.name}-{number}"
+        return self.instance.server_name(number)
 
     def log_file_of(self, number: int) -> str:
         """The log file of a replica."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from infer_dev_entry.control_client import ask
+from infer_dev_entry.control_client import ask, placed_gpus
 from infer_dev_entry.doctor.download_checks import Download, check_coming, check_downloads, will_download
 from infer_dev_entry.doctor.downloads import lacking_sources, read_downloads
 from infer_dev_entry.doctor.environment import read_access, read_environment, read_installed
@@ -49,7 +49,8 @@ def examine(
     facts = _gpu_facts(gpus)
     path = config_path or settings.config or str((status or {}).get("source") or "")
     inventory = facts.gpus if facts.cuda is not None else None
-    plan = _read(lambda: read_plan(path, settings, environ, inventory), _late_plan)
+    placed = placed_gpus(status) if status else {}
+    plan = _read(lambda: read_plan(path, settings, environ, inventory, placed), _late_plan)
     downloads = _read(lambda: read_downloads(path, settings, environ), lambda _reason: ())
     return (
         *(warn("variables", warning) for warning in settings.warnings),

@@ -30,7 +30,7 @@ class _DoctorHost(LiveHost):
     """This machine, but for what the doctor looks at itself, in more detail: ports, models, and GPUs, already read."""
 
     def __init__(self, gpus: tuple[Gpu, ...] | None, environ: Mapping[str, str]) -> None:
-        super().__init__(environ=environ)
+        super().__init__(f"{fleet_mark(environ)}/", environ=environ)
         self._gpus, self._asked_gpus = gpus, True
 
     def port_holder(self, _host: str, _port: int) -> str | None:
@@ -47,16 +47,22 @@ class _TextHost(NoHost):
         return expand_path(path)
 
 
-def read_plan(path: str, settings: Settings, environ: Mapping[str, str], gpus: tuple[Gpu, ...] | None) -> PlanFacts:
-    """Resolve the config against this machine."""
+def read_plan(
+    path: str,
+    settings: Settings,
+    environ: Mapping[str, str],
+    gpus: tuple[Gpu, ...] | None,
+    placed: Mapping[str, tuple[str, ...] | None],
+) -> PlanFacts:
+    """Resolve the config against this machine, where servers may run already (`placed`: their GPUs)."""
     if not path:
         return PlanFacts(rows=(skip("config", "none is named: give CONFIG, or set AUTO_INFER_SGLANG_CONFIG"),))
     try:
         text = read_config(path)
-        plan = _resolve(text, path, settings, environ, _DoctorHost(gpus, environ))
+        plan = _resolve(text, path, settings, environ, _DoctorHost(gpus, environ), placed)
     except ConfigError as error:
         faults = _limited([fail("config", fault) for fault in error.faults])
-        return PlanFacts(rows=faults, wishes=_read_on(path, settings, environ, gpus))
+        return PlanFacts(rows=faults, wishes=_read_on(path, settings, environ, gpus, placed))
     warnings = [warn("config", warning) for warning in plan.warnings]
     count = f"{len(plan.servers)} server{'' if len(plan.servers) == 1 else 's'}"
     return PlanFacts(
@@ -65,19 +71,36 @@ def read_plan(path: str, settings: Settings, environ: Mapping[str, str], gpus: t
 
 
 def _read_on(
-    path: str, settings: Settings, environ: Mapping[str, str], gpus: tuple[Gpu, ...] | None
+    path: str,
+    settings: Settings,
+    environ: Mapping[str, str],
+    gpus: tuple[Gpu, ...] | None,
+    placed: Mapping[str, tuple[str, ...] | None],
 ) -> tuple[Wish, ...] | None:
     for host in (_TextHost(gpus=gpus, environ=environ), _TextHost(environ=environ)):
         try:
-            plan = _resolve(read_config(path), path, settings, environ, host)
+            plan = _resolve(read_config(path), path, settings, environ, host, placed)
         except ConfigError:
             continue
         return tuple(map(read_wish, plan.servers))
     return None
 
 
-def _resolve(text: str, path: str, settings: Settings, environ: Mapping[str, str], host: Host) -> Plan:
-    options = resolve_options(settings, environ, run_dir=client_run_dir(environ), fleet_id=fleet_mark(environ))
+def _resolve(
+    text: str,
+    path: str,
+    settings: Settings,
+    environ: Mapping[str, str],
+    host: Host,
+    placed: Mapping[str, tuple[str, ...] | None],
+) -> Plan:
+    options = resolve_options(
+        settings,
+        environ,
+        run_dir=client_run_dir(environ),
+        fleet_id=fleet_mark(environ),
+        placed=placed,
+    )
     return resolve(text, source=path, options=options, host=host)
 
 

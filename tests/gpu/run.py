@@ -525,6 +525,25 @@ def two_gpus(bench: Bench) -> Mapping[str, Any]:
     return {"waited_ms": free["waited_ms"], "first_starts": starts, "nvidia_smi": seen}
 
 
+def auto(bench: Bench) -> Mapping[str, Any]:
+    """`auto` takes the GPU that a foreign process leaves free; an update after the process has gone moves nobody."""
+    if bench.gpus < 2:
+        raise SkipError(f"this machine has {bench.gpus} GPU")
+    bench.stop_all()
+    first, second = (bench.instance(name, port, {"gpu_ids": "auto"}) for name, port in (("x", 30040), ("y", 30041)))
+    with bench.hog(HOG_LEAVES_BYTES):
+        bench.serve(bench.write("auto.toml", first))
+        before = bench.wait_ready("x", 120)
+        check(before["gpu_ids"] == ["1"], f"beside a full GPU 0 it was dealt {before['gpu_ids']}")
+        seen = nvidia_smi(bench)
+    bench.serve(bench.write("auto.toml", second, first))
+    row = bench.wait_ready("y", 120)
+    after = bench.row("x")
+    check(row["gpu_ids"] == ["0"], f"the second was dealt {row['gpu_ids']}")
+    check((after["pid"], after["gpu_ids"]) == (before["pid"], ["1"]), "the first was moved")
+    return {"first": before["gpu_ids"], "second": row["gpu_ids"], "nvidia_smi": seen}
+
+
 def oom_context(bench: Bench) -> Mapping[str, Any]:
     """Start into a full GPU, and keep what the server says: gpu_ids "all" leaves the need unknown, so nothing waits."""
     name = "oom-context"
@@ -662,6 +681,7 @@ STEPS: tuple[Step, ...] = (
     ("hog", 60, hog),
     ("drain", 20, drain),
     ("two-gpus", 110, two_gpus),
+    ("auto", 90, auto),
     ("second-instance", 110, second_instance),
     ("oom-context", 40, oom_context),
     ("crashes", 3, crashes),

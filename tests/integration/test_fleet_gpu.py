@@ -32,10 +32,10 @@ def tell(path: Path, *gpus: dict[str, Any], **more: Any) -> None:
     path.with_suffix(".new").replace(path)
 
 
-def start(fleet: Fleet, *servers: str, gpus: int = 1) -> Path:
-    """Start a fleet on so many GPUs, and return the file that tells of them."""
+def start(fleet: Fleet, *servers: str, gpus: int = 1, used: dict[int, int] | None = None) -> Path:
+    """Start a fleet on so many GPUs, some of them used, and return the file that tells of them."""
     told = fleet.base / "nvml"
-    tell(told, *[{}] * gpus)
+    tell(told, *({"used": used[index]} if used and index in used else {} for index in range(gpus)))
     fleet.write(*servers)
     path = os.pathsep.join((str(TESTS_DIR / "fake_nvml"), fleet.environ["PYTHONPATH"]))
     fleet.environ |= {"FAKE_NVML": str(told), "PYTHONPATH": path}
@@ -121,6 +121,41 @@ def test_gpu_that_the_log_calls_lost_fails_its_server_alone_though_the_driver_sa
     assert fleet.wait_event("server.failed", "a")["class"] == "gpu-lost"
     after = fleet.row("b")
     assert (after["state"], after["pid"]) == ("ready", before["b"]["pid"])
+
+
+def shown_gpus(fleet: Fleet) -> dict[str, list[str]]:
+    """What a plan made now would deal."""
+    rows = json.loads(fleet.cli("config", "show", "--json", str(fleet.config)).stdout)
+    return {row["name"]: row["gpu_ids"] for row in rows}
+
+
+def test_auto_is_dealt_what_others_leave_free_and_an_update_moves_nobody(fleet: Fleet) -> None:
+    """The driver tells of no process here, as it does of other containers': memory alone says what is free."""
+    first, second = free_ports(2)
+    a, b = (server(name, port, control={"gpu_ids": "auto"}) for name, port in (("a", first), ("b", second)))
+    told = start(fleet, a, gpus=3, used={0: 140 * GB})
+    before = fleet.wait_ready("a")
+    assert before["a"]["gpu_ids"] == ["1"]
+    tell(told, {}, {"used": 140 * GB}, {})  # the other has gone, and ours has loaded
+    assert shown_gpus(fleet) == {"a": ["1"]}
+    fleet.write(b, a)
+    assert fleet.cli("serve", "--wait", "20", str(fleet.config)).returncode == 0
+    after = fleet.wait_ready("a", "b")
+    assert (after["a"]["pid"], after["a"]["gpu_ids"]) == (before["a"]["pid"], ["1"])
+    assert after["b"]["gpu_ids"] == ["0"]
+    assert shown_gpus(fleet) == {"a": ["1"], "b": ["0"]}
+
+
+def test_update_moves_a_server_that_waits_for_a_gpu_which_another_has_filled(fleet: Fleet) -> None:
+    (port,) = free_ports(1)
+    told = start(fleet, server("a", port, control={"gpu_ids": "auto"}), gpus=2)
+    assert fleet.wait_ready("a")["a"]["gpu_ids"] == ["0"]
+    tell(told, {"used": 140 * GB}, {})
+    old_pid = fleet.kill_server("a")
+    fleet.wait_state("a", "waiting-gpu", reason="140.0 GB on GPU 0")
+    assert fleet.cli("serve", "--wait", "20", str(fleet.config)).returncode == 0
+    row = fleet.wait_again("a", old_pid)
+    assert row["gpu_ids"] == ["1"]
 
 
 # --------------------------------------------------------------------------------------------------- the child itself

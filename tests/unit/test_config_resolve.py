@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 
 import pytest
 
@@ -25,12 +26,19 @@ class FakeHost(NoHost):
         missing: tuple[str, ...] = (),
         sglang: str = "",
         environ: dict[str, str] | None = None,
+        held: dict[str, int] | None = None,
     ) -> None:
         super().__init__(gpus=gpus, environ=environ)
+        self.held = held or {}
+        self.running: list[Collection[str]] = []
         self.ports = ports or {}
         self.missing = missing
         self.sglang = sglang
         self.asked: list[str] = []
+
+    def held_bytes(self, units: Sequence[str], running: Collection[str], /) -> dict[str, int]:
+        self.running.append(running)
+        return {unit: self.held[unit] for unit in units if unit in self.held}
 
     def expand(self, path: str, /) -> str:
         return path.replace("~", "/home/me", 1)
@@ -594,6 +602,100 @@ def test_auto_takes_gpus_that_no_other_instance_names() -> None:
     text = fleet(a='gpu_ids = "auto"', b='gpu_ids = "0,2"', c='gpu_ids = "auto"')
     dealt = {spec.name: spec.gpu_ids for spec in plan_of(text, FakeHost(EIGHT)).servers}
     assert dealt == {"a": ("1",), "b": ("0", "2"), "c": ("3",)}
+
+
+def deal(text: str, host: FakeHost, placed: dict[str, tuple[str, ...] | None] | None = None) -> dict[str, object]:
+    return {spec.name: spec.gpu_ids for spec in plan_of(text, host, placed=placed or {}).servers}
+
+
+_GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("control", "held", "expected"),
+    [
+        ("", {"0": 70 * _GB}, ("1",)),
+        ("", {"0": 70 * _GB, "1": 2 * _GB, "2": 3 * _GB}, ("3",)),
+        ("", {str(number): (9 - number) * 10 * _GB for number in range(8)}, ("7",)),  # all are held: the least
+        ("", {"0": 1 * _GB}, ("0",)),  # the driver's own, or a desktop's
+        ("gpus_per_replica = 2", {"0": 70 * _GB, "2": 70 * _GB}, ("1", "3")),
+        ("gpus_per_replica = 8", {"0": 70 * _GB}, tuple("01234567")),  # there is no choice, and the start waits
+    ],
+)
+def test_auto_prefers_gpus_that_others_leave_free(control: str, held: dict[str, int], expected: object) -> None:
+    text = fleet(a=f'gpu_ids = "auto"\n{control}')
+    assert deal(text, FakeHost(EIGHT, held=held)) == {"a": expected}
+
+
+def test_auto_takes_the_free_gpu_for_the_first_and_the_held_one_for_the_last() -> None:
+    text = fleet(a='gpu_ids = "auto"', b='gpu_ids = "auto"')
+    assert deal(text, FakeHost(EIGHT[:2], held={"0": 70 * _GB})) == {"a": ("1",), "b": ("0",)}
+
+
+@pytest.mark.parametrize("held", [{}, {"0": 70 * _GB}, {"5": 70 * _GB}])
+def test_running_server_keeps_its_gpus_whatever_is_free_now(held: dict[str, int]) -> None:
+    text = fleet(new='gpu_ids = "auto"', old='gpu_ids = "auto"')
+    dealt = deal(text, FakeHost(EIGHT, held=held), {"old": ("5",)})
+    assert dealt["old"] == ("5",)
+    assert dealt["new"] == (("1",) if "0" in held else ("0",))
+
+
+def test_running_server_gives_way_to_who_names_its_gpu_and_to_its_own_new_size() -> None:
+    text = fleet(a='gpu_ids = "auto"', b="gpu_ids = 5", c='gpu_ids = "auto"\ngpus_per_replica = 2')
+    dealt = deal(text, FakeHost(EIGHT), {"a": ("5",), "c": ("6",)})
+    assert dealt == {"a": ("0",), "b": ("5",), "c": ("1", "2")}
+
+
+def test_replicas_keep_their_own_sets_and_new_ones_get_the_rest() -> None:
+    text = fleet(a='gpu_ids = "auto"\nreplicas = 3\ngpus_per_replica = 2')
+    placed: dict[str, tuple[str, ...] | None] = {"a-0": ("6", "7"), "a-2": ("0", "1"), "other": ("2",)}
+    assert deal(text, FakeHost(EIGHT), placed) == {"a-0": ("6", "7"), "a-1": ("2", "3"), "a-2": ("0", "1")}
+    fewer = fleet(a='gpu_ids = "auto"\nreplicas = "per-gpu"', b='gpu_ids = "0-5"')
+    placed = {"a-0": ("5",), "a-1": ("6",), "a-7": ("7",)}
+    assert deal(fewer, FakeHost(EIGHT), placed) == {"a-0": ("7",), "a-1": ("6",), "b": tuple("012345")}
+
+
+def test_running_server_keeps_the_very_words_of_its_gpu() -> None:
+    placed: dict[str, tuple[str, ...] | None] = {"a": ("GPU-00000003-aaaa",)}
+    text = fleet(a='gpu_ids = "auto"', b='gpu_ids = "auto"\nreplicas = 4')
+    dealt = deal(text, FakeHost(EIGHT), placed)
+    assert dealt == {"a": ("GPU-00000003-aaaa",), "b-0": ("0",), "b-1": ("1",), "b-2": ("2",), "b-3": ("4",)}
+
+
+@pytest.mark.parametrize(
+    ("placed", "running"),
+    [({}, set()), ({"x": ("GPU-00000002", "4"), "y": ()}, {"2", "4"}), ({"x": None}, set("01234567"))],
+)
+def test_memory_that_nobody_visible_holds_is_ours_where_our_servers_run(
+    placed: dict[str, tuple[str, ...] | None], running: set[str]
+) -> None:
+    host = FakeHost(EIGHT)
+    deal(fleet(a='gpu_ids = "auto"'), host, placed)
+    assert [set(item) for item in host.running] == [running]
+
+
+def test_memory_is_not_asked_for_where_there_is_nothing_to_choose() -> None:
+    host = FakeHost(EIGHT)
+    deal(fleet(a='gpu_ids = "0"', b='gpu_ids = "auto"\nreplicas = 7', c='gpu_ids = "none"'), host)
+    assert host.running == []
+
+
+def test_auto_leaves_gpus_alone_that_the_engine_does_not_run_on() -> None:
+    old, turing, new = gpu(0, (6, 1)), gpu(1, (7, 5)), gpu(2)
+    text = fleet(a='gpu_ids = "auto"')
+    assert deal(text, FakeHost((old, turing, new), held={"2": 70 * _GB})) == {"a": ("2",)}
+    assert deal(text, FakeHost((old, turing))) == {"a": ("1",)}
+    (fault,) = faults_of(text, FakeHost((old,)))
+    assert "GPU 0 (H200) has compute capability 6.1, and SGLang needs 7.5" in fault
+    (fault,) = faults_of(text + "tp_size = 3\n", FakeHost((old, new)))
+    assert '"auto" needs 3 GPUs that no other instance names, 1 are left' in fault
+    llama = fleet(a='engine = "llama_cpp"\nbinary = "/l"\ngpu_ids = "auto"').replace("model_path = 'm'", "model = '/m'")
+    assert deal(llama, FakeHost((old, new))) == {"a": ("0",)}
+
+
+def test_auto_counts_gpus_against_tp_size() -> None:
+    (fault,) = faults_of(fleet(a='gpu_ids = "auto"\ngpus_per_replica = 1') + "tp_size = 2\n", FakeHost(EIGHT))
+    assert "tp_size × pp_size needs 2 GPUs, and there is 1" in fault
 
 
 @pytest.mark.parametrize("log_dir", ["/tmp/a%b", "/tmp/a ;b"])

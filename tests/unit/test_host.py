@@ -10,6 +10,7 @@ import pytest
 
 from infer_dev_entry.config import Gpu
 from infer_dev_entry.errors import ConfigError
+from infer_dev_entry.gpu_wait import NO_DRIVER, GpuLook, GpuMemory, Holder
 from infer_dev_entry.host import MAX_CONFIG_BYTES, LiveHost, read_config
 
 
@@ -141,6 +142,36 @@ def test_gpus_are_asked_for_once() -> None:
     door = FakeDoor(None)
     host = LiveHost(gpu_door=door)  # type: ignore[arg-type]
     assert (host.gpus(), host.gpus(), door.asked) == (None, None, 1)
+
+
+def test_held_bytes_are_what_others_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pid 7 is ours by its mark, pid 8 is not; GPU 2 is full by somebody whom the driver does not tell of."""
+    gpus = {
+        "0": (90, (Holder(pid=7, name="ours", used_bytes=50), Holder(pid=8, name="theirs", used_bytes=30))),
+        "1": (90, (Holder(pid=7, name="ours", used_bytes=60),)),
+        "2": (80, ()),
+    }
+
+    class Door(FakeDoor):
+        def look(self, gpu_ids: tuple[str, ...], describe: object) -> GpuLook:
+            found = [
+                GpuMemory(gpu=f"GPU-{unit}", label="", used_bytes=gpus[unit][0], total_bytes=100, holders=gpus[unit][1])
+                for unit in gpu_ids
+                if unit in gpus  # the driver knows no other
+            ]
+            return GpuLook(gpus=tuple(found))
+
+    host = LiveHost("f/", gpu_door=Door(None))  # type: ignore[arg-type]
+    monkeypatch.setattr(host, "_is_ours", lambda pid: pid == 7)
+    assert host.held_bytes(("0", "1", "2", "9"), {"1"}) == {"0": 40, "1": 0, "2": 80}
+
+
+def test_held_bytes_without_a_driver_are_unknown() -> None:
+    class Door(FakeDoor):
+        def look(self, gpu_ids: object, describe: object) -> GpuLook:
+            return NO_DRIVER
+
+    assert LiveHost(gpu_door=Door(None)).held_bytes(("0",), ()) == {}  # type: ignore[arg-type]
 
 
 def test_sglang_of_an_environment_is_found_by_its_files(tmp_path: Path) -> None:
