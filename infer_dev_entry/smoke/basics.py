@@ -15,6 +15,8 @@ from infer_dev_entry.smoke.rows import Outcome, failed, passed, shown, skipped
 
 QUESTION = "Count from one to twenty in words."
 AT_ONCE = 8
+_STREAM_TOKENS = (32, 64, 128)
+_FEWEST_PIECES = 3
 # Longer prompts take minutes on a CPU; users of long contexts have benchmarks for that.
 LONGEST_PROMPT_TOKENS = 8192
 _UNKNOWN_PROMPT_TOKENS = 1000
@@ -59,25 +61,40 @@ def _counted(usage: object) -> str:
 
 
 def check_streaming(server: Asker) -> Outcome:
-    """A stream comes piece by piece, and ends with its reason."""
-    stream = server.stream_chat(QUESTION, max_tokens=32)
-    if not stream.pieces:
+    """A stream comes piece by piece, and ends with its reason.
+
+    One that came all at once is asked for anew, longer: a buffer does the same again, and a client that had to wait for
+    its processor does not.
+    """
+    for max_tokens in _STREAM_TOKENS[:-1]:
+        stream = server.stream_chat(QUESTION, max_tokens=max_tokens)
+        if not _came_at_once(stream):
+            return judge_stream(stream)
+    return judge_stream(server.stream_chat(QUESTION, max_tokens=_STREAM_TOKENS[-1]))
+
+
+def judge_stream(stream: Streamed) -> Outcome:
+    """Say what is wrong with a stream, if anything is."""
+    count = len(stream.pieces)
+    if not count:
         return failed("the stream has no text", "see the server's log")
     if not stream.finish_reason:
         return failed(
-            f"the stream ended after {len(stream.pieces)} pieces without a finish_reason",
+            f"the stream ended after {count} pieces without a finish_reason",
             "it was cut: see the server's log, and timeouts of what stands in between",
         )
-    count = len(stream.pieces)
-    if count < 3:
+    if count < _FEWEST_PIECES:
         return skipped(f"an answer of {count} piece{'s' if count > 1 else ''} is too short to tell")
-    apart = count_apart(stream)
-    if apart < 2:
+    if _came_at_once(stream):
         return failed(
             f"{count} pieces came all at once after {stream.pieces[0].at - stream.began:.2f} s",
             "something in between buffers: nginx needs proxy_buffering off",
         )
-    return passed(f"{count} pieces in {apart + 1} arrivals, finish_reason {stream.finish_reason}")
+    return passed(f"{count} pieces in {count_apart(stream) + 1} arrivals, finish_reason {stream.finish_reason}")
+
+
+def _came_at_once(stream: Streamed) -> bool:
+    return len(stream.pieces) >= _FEWEST_PIECES and count_apart(stream) < 2
 
 
 def count_apart(stream: Streamed) -> int:

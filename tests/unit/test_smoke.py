@@ -9,7 +9,7 @@ import pytest
 
 from infer_dev_entry.client.model import ServedModel
 from infer_dev_entry.smoke.asker import Piece, Streamed
-from infer_dev_entry.smoke.basics import count_apart
+from infer_dev_entry.smoke.basics import check_streaming, count_apart
 from infer_dev_entry.smoke.facts import ServerFacts, in_common, with_launch, with_models, with_props, with_server_info
 from infer_dev_entry.smoke.rows import Row, Verdict, is_good, render_counts, render_json, render_row
 from infer_dev_entry.smoke.structured import find_problem, judge_call
@@ -110,11 +110,40 @@ def test_tool_call_is_judged_by_name_and_arguments(name: str, arguments: str | N
     assert judge_call(SimpleNamespace(name=name, arguments=arguments), "").verdict is verdict
 
 
-def test_pieces_of_one_read_are_not_apart() -> None:
-    def stream(*times: float) -> Streamed:
-        pieces = tuple(Piece(at=at, text="x") for at in times)
-        return Streamed(began=0.0, pieces=pieces, finish_reason="stop", completion_tokens=0)
+def stream(*times: float, finish_reason: str = "stop") -> Streamed:
+    pieces = tuple(Piece(at=at, text="x") for at in times)
+    return Streamed(began=0.0, pieces=pieces, finish_reason=finish_reason, completion_tokens=0)
 
+
+AT_ONCE, APART = stream(1.0, 1.0, 1.0), stream(1.0, 1.01, 1.02)
+
+
+@pytest.mark.parametrize(
+    ("streams", "verdict", "asked"),
+    [
+        ([APART], Verdict.PASS, [32]),
+        ([AT_ONCE, APART], Verdict.PASS, [32, 64]),  # the client had to wait for its processor
+        ([AT_ONCE, AT_ONCE, AT_ONCE], Verdict.FAIL, [32, 64, 128]),
+        ([AT_ONCE, AT_ONCE, stream()], Verdict.FAIL, [32, 64, 128]),
+        ([stream()], Verdict.FAIL, [32]),
+        ([stream(1.0, 1.0)], Verdict.SKIP, [32]),
+        ([AT_ONCE, stream(1.0, 1.01, 1.02, finish_reason="")], Verdict.FAIL, [32, 64]),
+    ],
+)
+def test_stream_that_came_at_once_is_asked_for_anew(
+    streams: list[Streamed], verdict: Verdict, asked: list[int]
+) -> None:
+    told: list[int] = []
+
+    def stream_chat(_question: str, *, max_tokens: int) -> Streamed:
+        told.append(max_tokens)
+        return streams[len(told) - 1]
+
+    outcome = check_streaming(SimpleNamespace(stream_chat=stream_chat))  # type: ignore[arg-type]
+    assert (outcome.verdict, told) == (verdict, asked)
+
+
+def test_pieces_of_one_read_are_not_apart() -> None:
     assert count_apart(stream(1.0, 1.0001, 1.0002)) == 0
     assert count_apart(stream(1.0, 1.01, 1.02)) == 2
 
