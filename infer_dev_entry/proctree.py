@@ -7,7 +7,7 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from infer_dev_entry.procaccess import read_as_owner
 from infer_dev_entry.settings import MARK_VARIABLE
 
 _PROC = Path("/proc")
-# Looks in a row that found nothing while processes were forked; a busy machine must not delay a start for long.
-_MAX_DOUBTS = 5
+# Looks in a row that found nothing while processes were forked go on for so long, and for so many: on a busy machine
+# each takes long, and who is held up while it reads misses more. Others that fork must not delay a start for long.
+_DOUBT_S = 0.25
+_MIN_DOUBTS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,15 +95,31 @@ def find_marked(processes: Iterable[int], prefix: str) -> set[int]:
 
     A process that rewrote its title (setproctitle) has lost its environment; track its descent as well.
     """
+    return {pid for pid in processes if _is_marked(pid, prefix)}
+
+
+def _is_marked(pid: int, prefix: str) -> bool:
     needle = f"{MARK_VARIABLE}={prefix}".encode()
-    found = set()
-    for pid in processes:
-        with contextlib.suppress(OSError):
-            process = _PROC / str(pid)
-            variables = read_as_owner(process, (process / "environ").read_bytes).split(b"\0")
-            if any(item == needle or (needle.endswith(b"/") and item.startswith(needle)) for item in variables):
-                found.add(pid)
-    return found
+    with contextlib.suppress(OSError):
+        process = _PROC / str(pid)
+        variables = read_as_owner(process, (process / "environ").read_bytes).split(b"\0")
+        return any(item == needle or (needle.endswith(b"/") and item.startswith(needle)) for item in variables)
+    return False
+
+
+def read_marked_processes(prefix: str) -> tuple[dict[int, ProcInfo], set[int]]:
+    """Read every process and find the marked ones on the way: who forks and exits all the time is seen whole or not.
+
+    The newest come first, as they may be gone first.
+    """
+    processes: dict[int, ProcInfo] = {}
+    marked: set[int] = set()
+    for pid in sorted((int(name) for name in os.listdir(_PROC) if name.isdigit()), reverse=True):
+        if info := read_process(pid):
+            processes[pid] = info
+            if _is_marked(pid, prefix):
+                marked.add(pid)
+    return processes, marked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,14 +153,14 @@ def track(mark: str, pid: int) -> Tracked:
     return Tracked(mark=mark, main_pid=pid, sid=info.sid if info else 0, members=members)
 
 
-def find_leftovers(tracked: Tracked, processes: Mapping[int, ProcInfo]) -> set[int]:
+def find_leftovers(tracked: Tracked, processes: Mapping[int, ProcInfo], marked: Set[int]) -> set[int]:
     """Return every process of a server: its group, its known tree, and all that carry its mark, with descendants."""
     group = {
         info.pid
         for info in processes.values()
         if tracked.main_pid and info.pgid == tracked.main_pid and info.sid == tracked.sid
     }
-    found = group | tracked.living(processes) | find_marked(processes, tracked.mark)
+    found = group | tracked.living(processes) | marked
     found |= find_descendants(processes, found)
     found.discard(os.getpid())
     return {pid for pid in found if processes[pid].state not in "ZX"}
@@ -171,16 +189,20 @@ async def end_leftovers(
     """
     killed: list[str] = []
     survivors: tuple[str, ...] = ()
-    doubts = 0
-    deadline = asyncio.get_running_loop().time() + limit_s
-    while asyncio.get_running_loop().time() < deadline:
+    doubts, doubted_at = 0, 0.0
+    now = asyncio.get_running_loop().time
+    deadline = now() + limit_s
+    while now() < deadline:
         last_pid = read_last_pid()
-        processes = read_processes()
-        leftovers = find_leftovers(tracked, processes) - find_spared(tracked, processes, spare_below, spare_main)
+        processes, marked = read_marked_processes(tracked.mark)
+        leftovers = find_leftovers(tracked, processes, marked)
+        leftovers -= find_spared(tracked, processes, spare_below, spare_main)
         if not leftovers:
             # Who forks and exits while /proc is read is in no list; then nothing found proves nothing.
+            doubted_at = doubted_at if doubts else now()
             doubts += 1
-            if doubts > _MAX_DOUBTS or read_last_pid() == last_pid:
+            is_enough = doubts >= _MIN_DOUBTS and now() - doubted_at >= _DOUBT_S
+            if is_enough or read_last_pid() == last_pid:
                 return SweepResult(killed=tuple(killed), survivors=())
             await asyncio.sleep(0.001)
             continue

@@ -1,15 +1,24 @@
-"""Who belongs to whom, on made-up process tables; real processes are in the integration tests."""
+"""Who belongs to whom, on made-up process tables; whole trees of real processes are in the integration tests."""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
+import subprocess
+import time
 
+import pytest
+
+from infer_dev_entry import proctree
 from infer_dev_entry.proctree import (
     ProcInfo,
     Tracked,
+    end_leftovers,
     find_descendants,
     find_leftovers,
     find_spared,
+    read_marked_processes,
     read_process,
     read_processes,
     track,
@@ -63,24 +72,27 @@ def test_descendants_are_found_at_any_depth() -> None:
 def test_leftovers_are_group_known_members_and_their_children() -> None:
     # 2 (the main process) is dead: 3 was in its group, 4 called setsid but was seen, 5 is 4's child, 6 a stranger.
     processes = table((3, 1, 2, 1), (4, 1, 4, 1), (5, 4, 5, 9), (6, 1, 6, 1))
-    assert find_leftovers(tracked(2, (2, 1), (4, 1)), processes) == pids(3, 4, 5)
+    assert find_leftovers(tracked(2, (2, 1), (4, 1)), processes, set()) == pids(3, 4, 5)
+    # 7 carries the mark, and 8 is its child.
+    more = table((7, 1, 7, 1), (8, 7, 8, 1), (9, 1, 9, 1))
+    assert find_leftovers(tracked(2), more, pids(7)) == pids(7, 8)
 
 
 def test_leftovers_skip_a_pid_that_was_used_again() -> None:
     processes = table((4, 1, 4, 99))
-    assert find_leftovers(tracked(2, (4, 1)), processes) == set()
+    assert find_leftovers(tracked(2, (4, 1)), processes, set()) == set()
 
 
 def test_leftovers_skip_a_group_of_another_session() -> None:
     processes = table((3, 1, 2, 1))
     alien = Tracked(mark="none/x", main_pid=BASE + 2, sid=8, members=frozenset())
-    assert find_leftovers(alien, processes) == set()
+    assert find_leftovers(alien, processes, set()) == set()
 
 
 def test_leftovers_never_hold_ourselves() -> None:
     processes = read_processes()
     mine = Tracked(mark="none/x", main_pid=os.getpgid(0), sid=os.getsid(0), members=frozenset())
-    assert os.getpid() not in find_leftovers(mine, processes)
+    assert os.getpid() not in find_leftovers(mine, processes, {os.getpid()})
 
 
 def test_members_grow_with_descendants_and_forget_the_dead() -> None:
@@ -99,3 +111,41 @@ def test_spared_are_supervisords_programs_but_not_the_one_to_kill() -> None:
     assert find_spared(tracked(3), processes, supervisord, True) == pids(2, 3, 4, 5)
     assert find_spared(tracked(3), processes, supervisord, False) == pids(2, 5)
     assert find_spared(tracked(3), processes, 0, True) == set()
+
+
+@pytest.mark.parametrize(("misses", "doubt_s", "found"), [(0, 0.25, True), (40, 30.0, True), (10**9, 0.25, False)])
+def test_sweep_looks_on_while_processes_are_forked_but_not_for_long(
+    misses: int, doubt_s: float, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child is real; that looks miss it, as they can miss those of a fork chain, is made up."""
+    child = subprocess.Popen(["sleep", "60"])
+    looks, pids = itertools.count(), map(str, itertools.count())
+
+    def look(prefix: str) -> tuple[dict[int, ProcInfo], set[int]]:
+        processes, marked = read_marked_processes(prefix)
+        return processes, marked | ({child.pid} if next(looks) >= misses and child.pid in processes else set())
+
+    monkeypatch.setattr(proctree, "read_marked_processes", look)
+    monkeypatch.setattr(proctree, "read_last_pid", lambda: next(pids) if child.poll() is None else "")  # somebody forks
+    monkeypatch.setattr(proctree, "_DOUBT_S", doubt_s)
+    limit_s = 20.0 if found else 5.0
+    try:
+        began = time.monotonic()
+        nobody = Tracked(mark="none/x", main_pid=0, sid=0, members=frozenset())
+        result = asyncio.run(end_leftovers(nobody, limit_s=limit_s))
+        assert result.killed == ((f"{child.pid} (sleep)",) if found else ())
+        assert found or time.monotonic() - began < 4
+        assert next(looks) >= (6 if misses else 2)
+    finally:
+        child.kill()
+        child.wait(10)
+
+
+def test_marked_processes_are_found_while_they_are_listed() -> None:
+    with subprocess.Popen(["sleep", "60"], env={"INFER_DEV_MARK": "fleet-x/a"}) as child:
+        try:
+            processes, marked = read_marked_processes("fleet-x/")
+            assert (child.pid in processes, marked) == (True, {child.pid})
+            assert read_marked_processes("fleet-x")[1] == set()
+        finally:
+            child.kill()
