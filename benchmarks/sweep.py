@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.processes import command_of, wait_until
 from benchmarks.tables import Row, Table
-from infer_dev_entry.proctree import Tracked, end_leftovers, find_marked, read_processes, track
+from infer_dev_entry.proctree import Tracked, end_leftovers, read_marked_processes, read_processes, track
 from infer_dev_entry.settings import MARK_VARIABLE
 
 ROUNDS = 15
@@ -61,7 +61,7 @@ def _spawn(mark: str, children: int) -> tuple[subprocess.Popen[bytes], Tracked]:
     main = subprocess.Popen(["sh", "-c", script], env=environ, start_new_session=True)
 
     def are_there() -> bool:
-        marked = find_marked(read_processes(), mark)
+        marked = read_marked_processes(mark)[1]
         return len(marked) == children + 1 and all(command_of(pid).startswith("sleep") for pid in marked)
 
     wait_until(are_there, 10, f"{children} children")
@@ -75,7 +75,7 @@ def _time_sweep(mark: str, children: int) -> float:
     began = time.perf_counter()
     result = asyncio.run(end_leftovers(tracked))
     took = 1000 * (time.perf_counter() - began)
-    if result.survivors or find_marked(read_processes(), mark):
+    if result.survivors or read_marked_processes(mark)[1]:
         raise RuntimeError(f"the sweep left {result.survivors or 'something'}")
     return took
 

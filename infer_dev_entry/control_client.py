@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+from infer_dev_entry.config.facts import Placed
 from infer_dev_entry.errors import NotRunningError, RequestError, UnknownServerError
 from infer_dev_entry.rundir import client_run_dir, control_socket
 
@@ -72,18 +73,22 @@ def is_running(environ: Mapping[str, str]) -> bool:
     return True
 
 
-def placed_gpus(status: Mapping[str, Any]) -> dict[str, tuple[str, ...] | None]:
-    """Return the GPUs (None: all) of the servers that have a process, by name, from the answer to `status`."""
-    placed: dict[str, tuple[str, ...] | None] = {}
-    for row in status["servers"]:
-        if row["pid"]:
-            placed[row["name"]] = None if row["gpu_ids"] is None else tuple(row["gpu_ids"])
-    return placed
+def find_placed(status: Mapping[str, Any]) -> dict[str, Placed]:
+    """Return where the servers that have a process run, by name, from the answer to `status`."""
+    return {
+        row["name"]: Placed(
+            gpu_ids=None if row["gpu_ids"] is None else tuple(row["gpu_ids"]),
+            engine=row["engine"],
+            leaving=row["state"] == "draining",
+        )
+        for row in status["servers"]
+        if row["pid"]
+    }
 
 
-def read_placed_gpus(environ: Mapping[str, str]) -> dict[str, tuple[str, ...] | None]:
+def read_placed(environ: Mapping[str, str]) -> dict[str, Placed]:
     """Return the same of the entry that runs here; nothing when none answers."""
     try:
-        return placed_gpus(ask(environ, {"op": "status"}, STATUS_S))
+        return find_placed(ask(environ, {"op": "status"}, STATUS_S))
     except (NotRunningError, RequestError):
         return {}

@@ -464,8 +464,12 @@ def missing_dependencies(fleet: Fleet, server: Server) -> list[str]:
 
 
 def shares_gpu(fleet: Fleet, server: Server) -> bool:
-    """True when another server with a process may use one of this server's GPUs."""
-    others = (other for other in fleet.servers if other.spec.name != server.spec.name and (other.pid or other.starting))
+    """True when another server with a process is to go on beside this one on one of its GPUs."""
+    others = (
+        other
+        for other in fleet.servers
+        if other.spec.name != server.spec.name and (other.pid or other.starting) and other.ending is not Ending.STOP
+    )
     return any(_overlaps(server.spec.gpu_ids, other.spec.gpu_ids) for other in others)
 
 

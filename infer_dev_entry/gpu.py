@@ -41,12 +41,12 @@ class GpuDoor:
         self._open = False
 
     def inventory(self) -> tuple[Gpu, ...] | None:
-        """List the GPUs in the driver's order (nvidia-smi's); None without a driver."""
-        return self._ask(self._read_gpu)
+        """List the GPUs in the driver's order (nvidia-smi's), lost ones too; None without a driver."""
+        return self._ask(self._read_gpu, _lost_gpu)
 
     def use(self) -> tuple[GpuUse, ...] | None:
-        """Read every GPU's memory and processes; None without a driver."""
-        return self._ask(self._read_use)
+        """Read the memory and processes of every GPU that is not lost; None without a driver."""
+        return self._ask(self._read_use, lambda _index, _error: None)
 
     def look(self, gpu_ids: tuple[str, ...] | None, describe: Callable[[int, int], Holder | None]) -> GpuLook:
         """Read the memory of these GPUs (numbers, UUIDs, MIG UUIDs; None: all), those that the driver has lost apart.
@@ -69,7 +69,7 @@ class GpuDoor:
                 gpus.append(self._read_memory(gpu_id, describe))
             except nvml.NVMLError as error:
                 # Any other error is of an id that cannot be asked for here, as a MIG slice's often is.
-                if error.value in (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED):
+                if self._is_lost(error):
                     lost.append(f"GPU {gpu_id} is lost: {error}")
         return GpuLook(gpus=tuple(gpus), lost=tuple(lost))
 
@@ -124,16 +124,33 @@ class GpuDoor:
             with suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()
 
-    def _ask(self, read: Callable[[int], _T]) -> tuple[_T, ...] | None:
+    def _is_lost(self, error: Any) -> bool:
+        nvml = self._nvml
+        return error.value in (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED)
+
+    def _ask(
+        self, read: Callable[[int], _T], read_lost: Callable[[int, Exception], _T | None]
+    ) -> tuple[_T, ...] | None:
         nvml = self._nvml = self._nvml or _import_nvml()
         if nvml is None:
             return None
         try:
             self._ensure_open()
-            return tuple(read(index) for index in range(nvml.nvmlDeviceGetCount()))
+            found = [self._read_one(index, read, read_lost) for index in range(nvml.nvmlDeviceGetCount())]
+            return tuple(item for item in found if item is not None)
         except nvml.NVMLError:
             self.close()  # a driver that was reloaded answers again only to a new connection
             return None
+
+    def _read_one(
+        self, index: int, read: Callable[[int], _T], read_lost: Callable[[int, Exception], _T | None]
+    ) -> _T | None:
+        try:
+            return read(index)
+        except self._nvml.NVMLError as error:
+            if not self._is_lost(error):
+                raise
+            return read_lost(index, error)
 
     def _ensure_open(self) -> None:
         if not self._open:
@@ -179,6 +196,10 @@ class GpuDoor:
             total_bytes=int(memory.total),
             pids=tuple(int(process.pid) for process in processes),
         )
+
+
+def _lost_gpu(index: int, error: Exception) -> Gpu:
+    return Gpu(index=index, uuid="", name="", memory_bytes=0, compute=(0, 0), lost=str(error))
 
 
 def _import_nvml() -> Any:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 from infer_dev_entry.spec import ServerSpec
@@ -107,12 +109,12 @@ def needs_look(spec: ServerSpec) -> bool:
     return spec.gpu_ids != ()
 
 
-def needed_share(spec: ServerSpec) -> float:
+def needed_share(spec: ServerSpec, look: GpuLook) -> float:
     """Return the share of each of its GPUs that must be free for a start to be worth it.
 
-    0 where that is not known: other engines fit their layers, and a server that sees all GPUs uses only some.
+    0 where that is not known: other engines fit their layers, and a server that sees more GPUs than it takes chooses.
     """
-    if spec.engine != "sglang" or spec.gpu_ids is None:
+    if spec.engine != "sglang" or (spec.gpu_ids is None and spec.min_gpus < max(1, len(look.gpus))):
         return 0.0
     return NEED_OF_SHARE * _given_share(spec)
 
@@ -127,20 +129,36 @@ def _given_share(spec: ServerSpec) -> float:
     return DEFAULT_SHARE
 
 
-def judge(wait: GpuWait, look: GpuLook, *, now: float, share: float, wait_s: float) -> tuple[GpuWait, Verdict]:
-    """Take in a look and say whether the server may start. `share` of every GPU must be free (see `needed_share`)."""
+def judge(
+    wait: GpuWait, look: GpuLook, *, now: float, share: float, wait_s: float, with_siblings: bool = False
+) -> tuple[GpuWait, Verdict]:
+    """Take in a look and say whether the server may start. `share` of every GPU must be free (see `needed_share`).
+
+    With `with_siblings` other servers of ours are there to stay, and what they hold is as good as free: they were given
+    their parts. Where the driver does not tell what they hold, nothing is said about the rest.
+    """
     if not look.is_there:
         return wait, Verdict(may_start=True)
     wait = _take_look(wait, look, now)
     late = now - (now if wait.since is None else wait.since) >= wait_s
-    verdict = _judge(wait, look, now=now, share=share, late=late)
+    enough = partial(_is_enough, share=share, with_siblings=with_siblings)
+    verdict = _judge(wait, look, now=now, enough=enough, share=share, late=late)
     if verdict.may_start:
         baseline = tuple((gpu.gpu, gpu.unaccounted_bytes) for gpu in look.gpus)
         return GpuWait(baseline=baseline or wait.baseline), verdict
     return replace(wait, late=late), replace(verdict, retry_s=POLL_LATE_S if late else POLL_S)
 
 
-def _judge(wait: GpuWait, look: GpuLook, *, now: float, share: float, late: bool) -> Verdict:
+def _is_enough(gpu: GpuMemory, *, share: float, with_siblings: bool) -> bool:
+    siblings = [holder.used_bytes for holder in gpu.holders if holder.server]
+    if with_siblings and (not siblings or 0 in siblings):
+        return True
+    return gpu.free_bytes + (sum(siblings) if with_siblings else 0) >= share * gpu.total_bytes
+
+
+def _judge(
+    wait: GpuWait, look: GpuLook, *, now: float, enough: Callable[[GpuMemory], bool], share: float, late: bool
+) -> Verdict:
     missing = _missing(wait, look)
     if look.lost or (wait.baseline and late and (look.problem or missing)):
         return _lost(look, missing)
@@ -155,7 +173,7 @@ def _judge(wait: GpuWait, look: GpuLook, *, now: float, share: float, late: bool
         over = ", ".join(f"{_gb(gpu.unaccounted_bytes)} on {gpu.label}" for gpu in freeing)
         return Verdict(may_start=False, reason=f"waits until the driver has given back its memory: {over}")
     for gpu in look.gpus:
-        if gpu.free_bytes < share * gpu.total_bytes:
+        if not enough(gpu):
             return _too_little(gpu, share)
     return Verdict(may_start=True)
 
@@ -193,9 +211,12 @@ def _too_little(gpu: GpuMemory, share: float) -> Verdict:
     who = ", ".join(_describe(holder) for holder in sorted(gpu.holders, key=lambda item: -item.used_bytes)[:3])
     if not who:
         who = f"{_gb(gpu.unaccounted_bytes)} by a process that cannot be seen from here"
-        mend = "find it with nvidia-smi on the host and end it, or give this server other gpu_ids"
+        mend = (
+            "find it with nvidia-smi on the host and end it, or give this server other gpu_ids "
+            '(with "auto", infer-dev serve does)'
+        )
     else:
-        mend = "end that process, or give this server other gpu_ids"
+        mend = 'end that process, or give this server other gpu_ids (with "auto", infer-dev serve does)'
     return Verdict(may_start=False, reason=f"waits for GPU memory: {need}; held: {who}", mend=mend)
 
 

@@ -94,19 +94,27 @@ class LiveHost:
         if not self._asked_gpus:
             self._asked_gpus = True
             self._gpus = self._gpu_door.inventory()
-            self._gpu_door.close()
         return self._gpus
 
+    def close(self) -> None:
+        """Close the connection to the driver, if one was opened; the next question opens it again."""
+        self._gpu_door.close()
+
     def held_bytes(self, units: Sequence[str], running: Collection[str]) -> Mapping[str, int]:
-        """How many bytes others hold of GPUs; the driver hides the processes of other containers, not their bytes."""
+        """How many bytes others hold of GPUs; the driver hides the processes of other containers, not their bytes.
+
+        Where it shows one process of ours it shows them all, and what no process accounts for is others'.
+        """
         from infer_dev_entry.gpu_look import describe_holder
 
+        gpus = self._gpu_door.look(tuple(units), describe_holder).gpus
+        ours = {holder.pid for gpu in gpus for holder in gpu.holders if self._is_ours(holder.pid)}
+        may_hide = () if ours else running
         held: dict[str, int] = {}
-        for unit in units:
-            for gpu in self._gpu_door.look((unit,), describe_holder).gpus:
-                foreign = sum(holder.used_bytes for holder in gpu.holders if not self._is_ours(holder.pid))
-                held[unit] = foreign + (0 if unit in running else gpu.unaccounted_bytes)
-        self._gpu_door.close()
+        for gpu in gpus:
+            unit = gpu.label.removeprefix("GPU ")
+            foreign = sum(holder.used_bytes for holder in gpu.holders if holder.pid not in ours)
+            held[unit] = foreign + (0 if unit in may_hide else gpu.unaccounted_bytes)
         return held
 
     def expand(self, path: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from infer_dev_entry.config import ResolveOptions, resolve
+from infer_dev_entry.config.facts import Placed
 from infer_dev_entry.errors import ConfigError, EntryError, SettingsError
 from infer_dev_entry.host import LiveHost, read_config
 from infer_dev_entry.install.activation import activated_environ
@@ -32,12 +33,12 @@ def make_plan(
     *,
     run_dir: str = "",
     fleet_id: str = "",
-    placed: Mapping[str, tuple[str, ...] | None] | None = None,
+    placed: Mapping[str, Placed] | None = None,
 ) -> Plan:
     """Resolve and check the config (`config_path`, else the settings') against this machine.
 
     Whoever plans for a running entry gives that entry's `run_dir` and `fleet_id`, its PATH and TMPDIR in `environ`, and
-    the GPUs of its servers in `placed`: else equal servers would look changed.
+    its servers in `placed`: else equal servers would look changed.
 
     Raises:
         SettingsError: no config is named.
@@ -53,7 +54,10 @@ def make_plan(
     fleet_id = fleet_id or (read_fleet_id(run_dir) if os.path.isdir(run_dir) else "check")
     options = resolve_options(settings, environ, run_dir=run_dir, fleet_id=fleet_id, placed=placed)
     host = LiveHost(own_mark=f"{fleet_id}/", environ=environ, cache_dir=settings.project_dir)
-    plan = resolve(read_config(path), source=path, options=options, host=host)
+    try:
+        plan = resolve(read_config(path), source=path, options=options, host=host)
+    finally:
+        host.close()
     return activate_plan(plan, settings.project_dir, environ)
 
 
@@ -63,7 +67,7 @@ def resolve_options(
     *,
     run_dir: str,
     fleet_id: str,
-    placed: Mapping[str, tuple[str, ...] | None] | None = None,
+    placed: Mapping[str, Placed] | None = None,
 ) -> ResolveOptions:
     """Return what the environment adds to a config."""
     return ResolveOptions(

@@ -90,15 +90,11 @@ def find_descendants(processes: Mapping[int, ProcInfo], roots: Iterable[int]) ->
     return found
 
 
-def find_marked(processes: Iterable[int], prefix: str) -> set[int]:
-    """Return the pids whose environment carries a mark that equals `prefix`, or starts with it where it ends in `/`.
+def _is_marked(pid: int, prefix: str) -> bool:
+    """True when its environment carries a mark that equals `prefix`, or starts with it where it ends in `/`.
 
     A process that rewrote its title (setproctitle) has lost its environment; track its descent as well.
     """
-    return {pid for pid in processes if _is_marked(pid, prefix)}
-
-
-def _is_marked(pid: int, prefix: str) -> bool:
     needle = f"{MARK_VARIABLE}={prefix}".encode()
     with contextlib.suppress(OSError):
         process = _PROC / str(pid)

@@ -87,12 +87,13 @@ class ServerSpec:
     """One server process, fully resolved.
 
     `argv` is exact (no shell). `environment` holds the variables that are added to PID 1's own. `gpu_ids` is None for
-    all GPUs and () for none. `url` is where a client on this machine reaches it. `more_ports` are bound beside `port`,
-    for NCCL and the like, only once the model has loaded; so they must be free before the start. `warm_after` names the
-    replica whose first load leaves the model in the page cache; "" when there is none to wait for. After `gpu_wait_s`
-    a start that waits for GPU memory is reported, and waits on. `stop_signal` is what makes it drain. `gateway` makes
-    it one that hands requests to the other servers. One that does not `serve` answers no requests, as the other nodes
-    of SGLang beside the first; `note` says why, to whoever sees it ready.
+    all GPUs and () for none; it takes at least `min_gpus` of them (0: it can do without). `url` is where a client on
+    this machine reaches it. `more_ports` are bound beside `port`, for NCCL and the like, only once the model has
+    loaded; so they must be free before the start. `warm_after` names the replica whose first load leaves the model in
+    the page cache; "" when there is none to wait for. After `gpu_wait_s` a start that waits for GPU memory is reported,
+    and waits on. `stop_signal` is what makes it drain. `gateway` makes it one that hands requests to the other servers.
+    One that does not `serve` answers no requests, as the other nodes of SGLang beside the first; `note` says why, to
+    whoever sees it ready.
     """
 
     name: str
@@ -114,6 +115,7 @@ class ServerSpec:
     more_ports: tuple[int, ...] = ()
     warm_after: str = ""
     gpu_wait_s: float = 60.0
+    min_gpus: int = 0
     serves: bool = True
     note: str = ""
     stop_signal: str = "TERM"

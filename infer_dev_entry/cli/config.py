@@ -13,7 +13,7 @@ from dataclasses import replace
 from infer_dev_entry.config import Host, NoHost, resolve
 from infer_dev_entry.config.faults import SHORTEST_SECRET, is_secret
 from infer_dev_entry.config.instances import masked_environment
-from infer_dev_entry.control_client import read_placed_gpus
+from infer_dev_entry.control_client import read_placed
 from infer_dev_entry.errors import ConfigError, SettingsError
 from infer_dev_entry.host import LiveHost, expand_path, read_config
 from infer_dev_entry.planner import resolve_options
@@ -112,12 +112,13 @@ def _resolve(args: argparse.Namespace, settings: Settings, environ: Mapping[str,
     path = args.file or settings.config
     if not path:
         raise SettingsError(f"cannot read a config: neither FILE nor {PREFIX}CONFIG is given; name a TOML file")
+    is_here = args.gpus is None and not getattr(args, "static", False)
     options = resolve_options(
         settings,
         environ,
         run_dir=default_run_dir(environ),
         fleet_id=_fleet_id(environ),
-        placed=read_placed_gpus(environ) if host.knows_variables() else None,
+        placed=read_placed(environ) if is_here else None,
     )
     return resolve(read_config(path), source=path, options=options, host=host)
 

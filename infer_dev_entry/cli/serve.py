@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from infer_dev_entry.control_client import ask, is_running, placed_gpus
+from infer_dev_entry.control_client import ask, find_placed, is_running
 from infer_dev_entry.errors import EntryError, NotRunningError, RunDirError
 from infer_dev_entry.rundir import default_run_dir
 from infer_dev_entry.settings import PREFIX, parse_settings
@@ -70,7 +70,7 @@ def _update(config: str, environ: Mapping[str, str]) -> None:
     seen[PREFIX + "MODEL_DOWNLOAD_ON_BOOT"] = "0"  # nobody downloads now: a model that is not there is a fault
     seen |= {name: planning[name] for name in ("PATH", "TMPDIR") if name in planning}
     plan = make_plan(
-        seen, config, run_dir=planning["run_dir"], fleet_id=planning["fleet_id"], placed=placed_gpus(status)
+        seen, config, run_dir=planning["run_dir"], fleet_id=planning["fleet_id"], placed=find_placed(status)
     )
     for warning in plan.warnings:
         print(f"note: {warning}", file=sys.stderr)

@@ -9,7 +9,10 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU as the driver lists it. `compute` is its capability, such as (9, 0); MIG slices are named by UUID."""
+    """One GPU as the driver lists it. `compute` is its capability, such as (9, 0); MIG slices are named by UUID.
+
+    `lost` is the driver's word for one that it has given up, of which it tells nothing else.
+    """
 
     index: int
     uuid: str
@@ -17,6 +20,19 @@ class Gpu:
     memory_bytes: int
     compute: tuple[int, int]
     mig_uuids: tuple[str, ...] = ()
+    lost: str = ""
+
+
+GpuSet = tuple[str, ...] | None  # None: all GPUs; (): none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Where a server runs now; one that is `leaving` has been told to stop."""
+
+    gpu_ids: GpuSet
+    engine: str
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from infer_dev_entry.config.arguments import ArgumentReader
 from infer_dev_entry.config.checks import FleetChecker
-from infer_dev_entry.config.facts import Host
+from infer_dev_entry.config.facts import GpuSet, Host, Placed
 from infer_dev_entry.config.faults import Faults
-from infer_dev_entry.config.gpus import GpuSet, Need, deal_gpus
+from infer_dev_entry.config.gpu_dealer import Need
+from infer_dev_entry.config.gpus import deal_gpus
 from infer_dev_entry.config.instances import Instance, Master, read_instances, read_master
 from infer_dev_entry.config.interpolate import interpolate_document
 from infer_dev_entry.config.order import order_instances
@@ -142,7 +143,7 @@ def _global_server(document: Document) -> Mapping[str, object]:
     return server if isinstance(server, dict) else {}
 
 
-def _seats(prepared: Sequence[Prepared], placed: Mapping[str, GpuSet], host: Host, faults: Faults) -> list[Seat]:
+def _seats(prepared: Sequence[Prepared], placed: Mapping[str, Placed], host: Host, faults: Faults) -> list[Seat]:
     """Fan instances out over their GPUs and ports."""
     needs = [
         Need(instance=item.instance, per_replica=item.per_replica, parallel=item.arguments.parallel)

@@ -10,7 +10,7 @@ from infer_dev_entry.config.arguments import ArgumentReader, Arguments, packaged
 from infer_dev_entry.config.catalogue import Catalogue
 from infer_dev_entry.config.checks import FleetChecker
 from infer_dev_entry.config.downloads import DownloadReader
-from infer_dev_entry.config.facts import Host
+from infer_dev_entry.config.facts import Host, Placed
 from infer_dev_entry.config.faults import Faults, Path
 from infer_dev_entry.config.flags import Flags
 from infer_dev_entry.config.installed import installed_catalogue
@@ -32,8 +32,7 @@ class ResolveOptions:
     when the installed environment has no llama.cpp; `engine_launcher` is a file that other interpreters run it by,
     and `router_launcher` the one that any runs sglang-router by.
     A server's temporary directory is `<tmp_dir>/<name>`; its private files are in `<run_dir>/config`. With
-    `model_download` a model that has a download need not be there yet. `placed` tells the GPUs of the servers that run
-    now, by server (None: all).
+    `model_download` a model that has a download need not be there yet. `placed` are the servers that run now, by name.
     """
 
     overrides: str = ""
@@ -47,7 +46,7 @@ class ResolveOptions:
     model_download: bool = False
     model_source: str = "huggingface"
     models_dir: str = DEFAULT_MODELS_DIR
-    placed: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
+    placed: Mapping[str, Placed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from infer_dev_entry.config.checks import FleetChecker
+from infer_dev_entry.config.facts import GpuSet
 from infer_dev_entry.config.faults import Faults
-from infer_dev_entry.config.gpus import GpuSet
 from infer_dev_entry.config.ports import DIST_INIT_RUN, PortDealer
 from infer_dev_entry.config.programs import Prepared, ResolveOptions
 from infer_dev_entry.config.yaml import render_yaml
@@ -54,6 +54,7 @@ class ServerBuilder:
             start_stagger_s=control.start_stagger_s,
             drain_timeout_s=control.drain_timeout_s,
             gpu_wait_s=control.gpu_wait_s,
+            min_gpus=item.arguments.parallel if item.instance.profile.name == "sglang" else 0,
             probe=replace(item.instance.probe, by_pid=bool(item.arguments.nodes.rank)),
             restart=item.instance.restart,
             files=files,

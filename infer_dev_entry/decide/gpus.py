@@ -16,8 +16,9 @@ def take_gpus(turn: Turn, server: Server, seen: GpuSeen) -> None:
         turn.put(server)  # stopped, or started by the user, meanwhile
         return
     spec, before = server.spec, server.gpu_wait
-    share = 0.0 if shares_gpu(turn.fleet, server) else needed_share(spec)
-    wait, verdict = judge(before, seen.look, now=turn.seen.now, share=share, wait_s=spec.gpu_wait_s)
+    share, shared = needed_share(spec, seen.look), shares_gpu(turn.fleet, server)
+    now = turn.seen.now
+    wait, verdict = judge(before, seen.look, now=now, share=share, wait_s=spec.gpu_wait_s, with_siblings=shared)
     _report_gpus(turn, server, wait, verdict, seen)
     server = replace(server, gpu_wait=wait)
     if verdict.may_start:

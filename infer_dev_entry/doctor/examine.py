@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from infer_dev_entry.control_client import ask, placed_gpus
+from infer_dev_entry.control_client import ask, find_placed
 from infer_dev_entry.doctor.download_checks import Download, check_coming, check_downloads, will_download
 from infer_dev_entry.doctor.downloads import lacking_sources, read_downloads
 from infer_dev_entry.doctor.environment import read_access, read_environment, read_installed
@@ -44,13 +44,15 @@ def examine(
 ) -> tuple[Row, ...]:
     """Return every check's row. `door` is where GPUs are asked for."""
     settings = parse_settings(environ)
-    gpus = Later(lambda: read_gpus(door or GpuDoor()), GPU_S)
+    door = door or GpuDoor()
+    gpus = Later(lambda: read_gpus(door), GPU_S)
     status, status_problem = _read_status(environ)
     facts = _gpu_facts(gpus)
     path = config_path or settings.config or str((status or {}).get("source") or "")
     inventory = facts.gpus if facts.cuda is not None else None
-    placed = placed_gpus(status) if status else {}
-    plan = _read(lambda: read_plan(path, settings, environ, inventory, placed), _late_plan)
+    placed = find_placed(status) if status else {}
+    plan = _read(lambda: read_plan(path, settings, environ, inventory, placed, door), _late_plan)
+    door.close()
     downloads = _read(lambda: read_downloads(path, settings, environ), lambda _reason: ())
     return (
         *(warn("variables", warning) for warning in settings.warnings),
@@ -63,12 +65,11 @@ def examine(
 
 
 def read_gpus(door: GpuDoor) -> GpuFacts:
-    """Ask the driver everything."""
+    """Ask the driver everything. The door stays open, as opening it may take seconds for each GPU."""
     driver = door.driver()
     if driver.cuda is None:
         return GpuFacts(problem=driver.problem)
     inventory, use = door.inventory(), door.use()
-    door.close()
     free = {one.index: one.total_bytes - one.used_bytes for one in use or ()}
     return GpuFacts(driver=driver.version, cuda=driver.cuda, gpus=inventory or (), free_bytes=free)
 

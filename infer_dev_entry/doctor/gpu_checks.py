@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from infer_dev_entry.config.facts import Gpu
-from infer_dev_entry.config.gpus import OLDEST_COMPUTE, TRIED_COMPUTE
+from infer_dev_entry.config.gpu_dealer import OLDEST_COMPUTE, TRIED_COMPUTE
 from infer_dev_entry.doctor.rows import Row, fail, ok, size, skip, warn
 from infer_dev_entry.doctor.wishes import Wish
 
+LOST_MEND = "look at it with nvidia-smi on the host, and re-create the container when it is well"
 NO_DRIVER_MEND = "start the container with --gpus all (needs the NVIDIA container toolkit), or use engine llama_cpp"
 
 
@@ -46,6 +47,8 @@ def check_gpus(facts: GpuFacts, wishes: Sequence[Wish] | None, *, require_gpu: b
 
 
 def _describe(gpu: Gpu, facts: GpuFacts) -> Row:
+    if gpu.lost:
+        return fail(f"GPU {gpu.index}", f"is lost: {gpu.lost}", LOST_MEND)
     free = facts.free_bytes.get(gpu.index)
     left = f"{size(free)} of {size(gpu.memory_bytes)} free" if free is not None else size(gpu.memory_bytes)
     slices = f", {len(gpu.mig_uuids)} MIG slices" if gpu.mig_uuids else ""
@@ -55,7 +58,9 @@ def _describe(gpu: Gpu, facts: GpuFacts) -> Row:
 def _check_chosen(wish: Wish, gpus: Sequence[Gpu]) -> Row:
     check = f"GPUs of {wish.name}"
     wanted = wish.gpu_ids or ()
-    missing = [item for item in wanted if not any(is_named(gpu, item) for gpu in gpus) and not item.startswith("MIG-")]
+    # A lost GPU does not tell its UUID, and MIG slices are not always listed in a container.
+    trusted = ("MIG-", "GPU-") if any(gpu.lost for gpu in gpus) else ("MIG-",)
+    missing = [item for item in wanted if not any(is_named(gpu, item) for gpu in gpus) and not item.startswith(trusted)]
     if missing:
         return fail(check, f"this machine has no GPU {', '.join(missing)}", "correct gpu_ids")
     return ok(check, ", ".join(wanted))
@@ -63,7 +68,8 @@ def _check_chosen(wish: Wish, gpus: Sequence[Gpu]) -> Row:
 
 def _check_compute(gpus: Sequence[Gpu], wishes: Sequence[Wish] | None) -> Row:
     check = "compute capability"
-    used = [gpu for gpu in gpus if wishes is None or any(wish.is_sglang and uses(wish, gpu) for wish in wishes)]
+    living = [gpu for gpu in gpus if not gpu.lost]
+    used = [gpu for gpu in living if wishes is None or any(wish.is_sglang and uses(wish, gpu) for wish in wishes)]
     if not used:
         return skip(check, "no server uses SGLang on a GPU")
     lowest = min(used, key=lambda gpu: gpu.compute)

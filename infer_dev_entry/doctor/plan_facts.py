@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from infer_dev_entry.config import Gpu, Host, NoHost, resolve
+from infer_dev_entry.config.facts import Placed
 from infer_dev_entry.doctor.rows import Row, fail, ok, skip, warn
 from infer_dev_entry.doctor.wishes import Wish, read_wish
 from infer_dev_entry.errors import ConfigError
+from infer_dev_entry.gpu import GpuDoor
 from infer_dev_entry.host import LiveHost, expand_path, read_config
 from infer_dev_entry.planner import resolve_options
 from infer_dev_entry.rundir import client_run_dir, read_text
@@ -29,9 +31,12 @@ class PlanFacts:
 class _DoctorHost(LiveHost):
     """This machine, but for what the doctor looks at itself, in more detail: ports, models, and GPUs, already read."""
 
-    def __init__(self, gpus: tuple[Gpu, ...] | None, environ: Mapping[str, str]) -> None:
-        super().__init__(f"{fleet_mark(environ)}/", environ=environ)
-        self._gpus, self._asked_gpus = gpus, True
+    def __init__(self, gpus: tuple[Gpu, ...] | None, environ: Mapping[str, str], door: GpuDoor) -> None:
+        super().__init__(f"{fleet_mark(environ)}/", door, environ=environ)
+        self._read_gpus = gpus
+
+    def gpus(self) -> tuple[Gpu, ...] | None:
+        return self._read_gpus
 
     def port_holder(self, _host: str, _port: int) -> str | None:
         return None
@@ -52,14 +57,15 @@ def read_plan(
     settings: Settings,
     environ: Mapping[str, str],
     gpus: tuple[Gpu, ...] | None,
-    placed: Mapping[str, tuple[str, ...] | None],
+    placed: Mapping[str, Placed],
+    door: GpuDoor,
 ) -> PlanFacts:
     """Resolve the config against this machine, where servers may run already (`placed`: their GPUs)."""
     if not path:
         return PlanFacts(rows=(skip("config", "none is named: give CONFIG, or set AUTO_INFER_SGLANG_CONFIG"),))
     try:
         text = read_config(path)
-        plan = _resolve(text, path, settings, environ, _DoctorHost(gpus, environ), placed)
+        plan = _resolve(text, path, settings, environ, _DoctorHost(gpus, environ, door), placed)
     except ConfigError as error:
         faults = _limited([fail("config", fault) for fault in error.faults])
         return PlanFacts(rows=faults, wishes=_read_on(path, settings, environ, gpus, placed))
@@ -75,7 +81,7 @@ def _read_on(
     settings: Settings,
     environ: Mapping[str, str],
     gpus: tuple[Gpu, ...] | None,
-    placed: Mapping[str, tuple[str, ...] | None],
+    placed: Mapping[str, Placed],
 ) -> tuple[Wish, ...] | None:
     for host in (_TextHost(gpus=gpus, environ=environ), _TextHost(environ=environ)):
         try:
@@ -92,7 +98,7 @@ def _resolve(
     settings: Settings,
     environ: Mapping[str, str],
     host: Host,
-    placed: Mapping[str, tuple[str, ...] | None],
+    placed: Mapping[str, Placed],
 ) -> Plan:
     options = resolve_options(
         settings,

@@ -48,6 +48,8 @@ def _check_server(
     chosen = [gpu for gpu in gpus if uses(wish, gpu)][: wish.gpus if wish.gpu_ids is None else None]
     if not chosen or any(gpu.mig_uuids for gpu in chosen):
         return skip(check, "its GPUs cannot be measured (MIG slices, or none of this machine)")
+    if any(gpu.lost for gpu in chosen):
+        return skip(check, "one of its GPUs is lost")
     model = models.get(wish.model)
     if model is None or model.problem or any(fault.certain for fault in model.faults):
         return skip(check, "the model's files are not known or not whole")

@@ -78,7 +78,7 @@ def read_wish(server: ServerSpec) -> Wish:
         engine=server.engine,
         python=server.argv[0],
         gpu_ids=server.gpu_ids,
-        gpus=_least_gpus(server, flags, tp * pp),
+        gpus=_least_gpus(server),
         tp=tp,
         pp=pp,
         model=flags.get("--model-path", ""),
@@ -99,14 +99,11 @@ def read_wish(server: ServerSpec) -> Wish:
     )
 
 
-def _least_gpus(server: ServerSpec, flags: Mapping[str, str], parallel: int) -> int:
+def _least_gpus(server: ServerSpec) -> int:
     if server.gpu_ids == ():
         return 0
-    if server.engine == "sglang":
-        on_cuda = flags.get("--device", "cuda") in ("", "auto", "cuda")
-        return max(1, parallel // max(1, _int(flags, "--nnodes"))) if on_cuda else 0
     # llama.cpp does without a GPU unless the config says which.
-    return len(server.gpu_ids or ())
+    return server.min_gpus if server.engine == "sglang" else len(server.gpu_ids or ())
 
 
 def _ports(server: ServerSpec, flags: Mapping[str, str]) -> tuple[tuple[str, int], ...]:

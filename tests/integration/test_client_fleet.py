@@ -23,7 +23,7 @@ pytest.importorskip("openai", reason="the client extra is not installed")
 from infer_dev_entry.client import AsyncRuntime, ClientError, NotReadyError, Runtime
 from infer_dev_entry.client.toml import render_toml
 from infer_dev_entry.errors import ConfigError, EntryError, NotRunningError, UnknownServerError
-from infer_dev_entry.proctree import find_marked, read_processes
+from infer_dev_entry.proctree import read_marked_processes
 
 pytest_plugins = ("fleet_fixtures",)
 
@@ -107,7 +107,7 @@ def traces(runtime: Runtime) -> tuple[str, str]:
 
 
 def is_gone(mark: str, run_dir: str) -> bool:
-    return not find_marked(read_processes(), mark) and not os.path.exists(run_dir)
+    return not read_marked_processes(mark)[1] and not os.path.exists(run_dir)
 
 
 def test_started_servers_live_as_long_as_the_block(environ: dict[str, str]) -> None:
@@ -116,7 +116,7 @@ def test_started_servers_live_as_long_as_the_block(environ: dict[str, str]) -> N
         assert runtime.chat(MESSAGES).text == "hello"
         assert (runtime.name, runtime.url) == ("b", f"http://127.0.0.1:{b}")
         mark, run_dir = traces(runtime)
-        assert len(find_marked(read_processes(), mark)) >= 3  # supervisord and both servers
+        assert len(read_marked_processes(mark)[1]) >= 3  # supervisord and both servers
         assert not is_gone(mark, run_dir)
     assert is_gone(mark, run_dir)
     assert (get(a)[0], get(b)[0]) == (0, 0)
@@ -187,7 +187,7 @@ def test_start_that_is_interrupted_leaves_nothing(environ: dict[str, str], tmp_p
     with caller:
         found = wait_until(lambda: list(Path(environ["TMPDIR"]).glob("*/supervisor.sock")), 30, "supervisord to run")
         mark = (found[0].parent / "fleet-id").read_text().strip() + "/"
-        wait_until(lambda: len(find_marked(read_processes(), mark)) >= 2, 20, "the server to be started")
+        wait_until(lambda: len(read_marked_processes(mark)[1]) >= 2, 20, "the server to be started")
         caller.send_signal(signal.SIGINT)
         assert "KeyboardInterrupt" in caller.communicate(timeout=40)[1]
     assert is_gone(mark, str(found[0].parent))

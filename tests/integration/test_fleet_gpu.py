@@ -32,10 +32,10 @@ def tell(path: Path, *gpus: dict[str, Any], **more: Any) -> None:
     path.with_suffix(".new").replace(path)
 
 
-def start(fleet: Fleet, *servers: str, gpus: int = 1, used: dict[int, int] | None = None) -> Path:
-    """Start a fleet on so many GPUs, some of them used, and return the file that tells of them."""
+def start(fleet: Fleet, *servers: str, gpus: int = 1, used: int = GB, lost: int = -1) -> Path:
+    """Start a fleet on so many GPUs, the first `used`, and return the file that tells of them."""
     told = fleet.base / "nvml"
-    tell(told, *({"used": used[index]} if used and index in used else {} for index in range(gpus)))
+    tell(told, *({"used": GB if index else used, "lost": index == lost} for index in range(gpus)))
     fleet.write(*servers)
     path = os.pathsep.join((str(TESTS_DIR / "fake_nvml"), fleet.environ["PYTHONPATH"]))
     fleet.environ |= {"FAKE_NVML": str(told), "PYTHONPATH": path}
@@ -75,7 +75,9 @@ def test_foreign_process_on_the_gpu_is_named_never_ended_and_outwaited(fleet: Fl
     fleet.wait_state("a", "waiting-gpu", reason=named)
     blocked = fleet.wait_event("gpu.blocked", "a")
     assert named in blocked["reason"]
-    assert blocked["mend"] == "end that process, or give this server other gpu_ids"
+    assert blocked["mend"] == (
+        'end that process, or give this server other gpu_ids (with "auto", infer-dev serve does)'
+    )
     shown = fleet.cli("status").stdout
     assert "waiting-gpu" in shown
     assert named in shown
@@ -103,6 +105,26 @@ def test_lost_gpu_fails_its_server_alone_and_start_tries_it_again(fleet: Fleet) 
     tell(told, {}, {})
     assert fleet.cli("start", "a").returncode == 0
     fleet.wait_again("a", before["a"]["pid"])
+
+
+def test_gpu_that_is_lost_at_boot_holds_its_server_alone(fleet: Fleet) -> None:
+    first, second = free_ports(2)
+    told = fleet.base / "nvml"
+    servers = [
+        server(name, port, control={"gpu_ids": gpu}) for name, port, gpu in (("a", first, "0"), ("b", second, "1"))
+    ]
+    start(fleet, *servers, gpus=2, lost=0)
+    fleet.wait_ready("b")
+    row = fleet.wait_state("a", "failed", reason="GPU 0 is lost")
+    assert "--force-recreate" in row["mend"]
+    checked = fleet.cli("config", "check", str(fleet.config))
+    assert (checked.returncode, "GPU 0 is lost" in checked.stderr) == (0, True)
+    doctor = {row["check"]: row for row in json.loads(fleet.cli("doctor", "--json").stdout)["rows"]}
+    assert (doctor["GPU 0"]["verdict"], doctor["GPU 1"]["verdict"]) == ("fail", "ok")
+    assert doctor["GPUs of b"]["verdict"] == "ok"
+    tell(told, {}, {})
+    assert fleet.cli("start", "a").returncode == 0
+    fleet.wait_ready("a", "b")
 
 
 def test_gpu_that_the_log_calls_lost_fails_its_server_alone_though_the_driver_says_nothing(fleet: Fleet) -> None:
@@ -133,7 +155,7 @@ def test_auto_is_dealt_what_others_leave_free_and_an_update_moves_nobody(fleet: 
     """The driver tells of no process here, as it does of other containers': memory alone says what is free."""
     first, second = free_ports(2)
     a, b = (server(name, port, control={"gpu_ids": "auto"}) for name, port in (("a", first), ("b", second)))
-    told = start(fleet, a, gpus=3, used={0: 140 * GB})
+    told = start(fleet, a, gpus=3, used=140 * GB)
     before = fleet.wait_ready("a")
     assert before["a"]["gpu_ids"] == ["1"]
     tell(told, {}, {"used": 140 * GB}, {})  # the other has gone, and ours has loaded

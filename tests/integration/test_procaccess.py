@@ -32,7 +32,7 @@ LOOK = """
 import json, os, sys
 from pathlib import Path
 from infer_dev_entry.host import LiveHost
-from infer_dev_entry.proctree import find_marked
+from infer_dev_entry.proctree import read_marked_processes
 pid, port, mark = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 try:
     Path(f"/proc/{pid}/environ").read_bytes()
@@ -41,7 +41,7 @@ except PermissionError:
     refused = True
 print(json.dumps({
     "refused": refused,
-    "marked": sorted(find_marked([pid], mark)),
+    "marked": sorted(read_marked_processes(mark)[1] & {pid}),
     "holder_of_others": LiveHost().port_holder("127.0.0.1", port),
     "holder_of_ours": LiveHost(own_mark=mark).port_holder("127.0.0.1", port),
     "ids": [line.split()[1:] for line in open("/proc/self/status") if line.startswith(("Uid", "Gid"))],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import pytest
 
 from infer_dev_entry.config import Gpu, NoHost, ResolveOptions, resolve
+from infer_dev_entry.config.facts import GpuSet, Placed
 from infer_dev_entry.errors import ConfigError
 from infer_dev_entry.spec import Plan, ServerSpec
 
@@ -604,8 +606,19 @@ def test_auto_takes_gpus_that_no_other_instance_names() -> None:
     assert dealt == {"a": ("1",), "b": ("0", "2"), "c": ("3",)}
 
 
-def deal(text: str, host: FakeHost, placed: dict[str, tuple[str, ...] | None] | None = None) -> dict[str, object]:
-    return {spec.name: spec.gpu_ids for spec in plan_of(text, host, placed=placed or {}).servers}
+def deal(
+    text: str, host: FakeHost, placed: dict[str, GpuSet] | None = None, *, leaving: str = "", engine: str = "sglang"
+) -> dict[str, object]:
+    """What a text deals where servers run already: name → GPUs."""
+    there = {
+        name: Placed(gpu_ids=gpus, engine=engine, leaving=name == leaving) for name, gpus in (placed or {}).items()
+    }
+    return {spec.name: spec.gpu_ids for spec in plan_of(text, host, placed=there).servers}
+
+
+def llama(**controls: str) -> str:
+    text = fleet(**{name: f'engine = "llama_cpp"\nbinary = "/l"\n{lines}' for name, lines in controls.items()})
+    return text.replace("model_path = 'm'", "model = '/m'")
 
 
 _GB = 10**9
@@ -619,6 +632,7 @@ _GB = 10**9
         ("", {str(number): (9 - number) * 10 * _GB for number in range(8)}, ("7",)),  # all are held: the least
         ("", {"0": 1 * _GB}, ("0",)),  # the driver's own, or a desktop's
         ("gpus_per_replica = 2", {"0": 70 * _GB, "2": 70 * _GB}, ("1", "3")),
+        ("gpus_per_replica = 2", {str(number): (9 - number) * 10 * _GB for number in range(8)}, ("6", "7")),
         ("gpus_per_replica = 8", {"0": 70 * _GB}, tuple("01234567")),  # there is no choice, and the start waits
     ],
 )
@@ -648,30 +662,85 @@ def test_running_server_gives_way_to_who_names_its_gpu_and_to_its_own_new_size()
 
 def test_replicas_keep_their_own_sets_and_new_ones_get_the_rest() -> None:
     text = fleet(a='gpu_ids = "auto"\nreplicas = 3\ngpus_per_replica = 2')
-    placed: dict[str, tuple[str, ...] | None] = {"a-0": ("6", "7"), "a-2": ("0", "1"), "other": ("2",)}
-    assert deal(text, FakeHost(EIGHT), placed) == {"a-0": ("6", "7"), "a-1": ("2", "3"), "a-2": ("0", "1")}
+    placed: dict[str, GpuSet] = {"a-0": ("6", "7"), "a-2": ("0", "1"), "other": ("2",)}
+    assert deal(text, FakeHost(EIGHT), placed) == {"a-0": ("6", "7"), "a-1": ("3", "4"), "a-2": ("0", "1")}
     fewer = fleet(a='gpu_ids = "auto"\nreplicas = "per-gpu"', b='gpu_ids = "0-5"')
     placed = {"a-0": ("5",), "a-1": ("6",), "a-7": ("7",)}
     assert deal(fewer, FakeHost(EIGHT), placed) == {"a-0": ("7",), "a-1": ("6",), "b": tuple("012345")}
 
 
 def test_running_server_keeps_the_very_words_of_its_gpu() -> None:
-    placed: dict[str, tuple[str, ...] | None] = {"a": ("GPU-00000003-aaaa",)}
+    placed: dict[str, GpuSet] = {"a": ("GPU-00000003-aaaa",)}
     text = fleet(a='gpu_ids = "auto"', b='gpu_ids = "auto"\nreplicas = 4')
     dealt = deal(text, FakeHost(EIGHT), placed)
     assert dealt == {"a": ("GPU-00000003-aaaa",), "b-0": ("0",), "b-1": ("1",), "b-2": ("2",), "b-3": ("4",)}
 
 
 @pytest.mark.parametrize(
-    ("placed", "running"),
-    [({}, set()), ({"x": ("GPU-00000002", "4"), "y": ()}, {"2", "4"}), ({"x": None}, set("01234567"))],
+    ("placed", "engine", "running"),
+    [
+        ({}, "", set()),
+        ({"x": ("GPU-00000002", "4"), "y": ()}, "sglang", {"2", "4"}),
+        ({"x": None, "y": ("0",)}, "sglang", set("01234567")),
+        ({"x": None, "y": ("0",)}, "llama_cpp", {"0"}),  # a helper on the CPU, most often
+    ],
 )
 def test_memory_that_nobody_visible_holds_is_ours_where_our_servers_run(
-    placed: dict[str, tuple[str, ...] | None], running: set[str]
+    placed: dict[str, GpuSet], engine: str, running: set[str]
 ) -> None:
     host = FakeHost(EIGHT)
-    deal(fleet(a='gpu_ids = "auto"'), host, placed)
-    assert [set(item) for item in host.running] == [running]
+    deal(fleet(a='gpu_ids = "auto"', b='gpu_ids = "auto"'), host, placed, engine=engine)
+    assert [set(item) for item in host.running] == [running]  # the driver is asked once
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"), [({}, "1"), ({"1": 1.5 * _GB, "2": 70 * _GB}, "1"), ({"1": 3 * _GB, "2": 2.5 * _GB}, "0")]
+)
+def test_gpu_that_a_server_is_about_to_leave_is_not_free_yet(held: dict[str, int], expected: str) -> None:
+    three = EIGHT[:3]
+    assert deal(fleet(new='gpu_ids = "auto"'), FakeHost(three, held=held), {"old": ("0",)}) == {"new": (expected,)}
+
+
+def test_server_that_was_told_to_stop_gives_way_to_one_that_was_not() -> None:
+    text = fleet(a='gpu_ids = "auto"', b='gpu_ids = "auto"')
+    assert deal(text, FakeHost(EIGHT), {"a": ("0",), "b": ("0",)}, leaving="a") == {"a": ("1",), "b": ("0",)}
+    assert deal(text, FakeHost(EIGHT), {"a": ("3",), "b": ("0",)}, leaving="a") == {"a": ("3",), "b": ("0",)}
+
+
+def test_update_moves_nobody_while_the_driver_is_silent() -> None:
+    for text in (fleet(a='gpu_ids = "auto"'), llama(a='gpu_ids = "auto"')):
+        assert deal(text, FakeHost(None), {"a": ("3",)}) == {"a": ("3",)}
+    with pytest.raises(ConfigError, match="no NVIDIA driver answers here"):
+        deal(fleet(a='gpu_ids = "auto"\nreplicas = 2'), FakeHost(None), {"a-0": ("3",)})
+    assert deal(fleet(a='gpu_ids = "auto"\nreplicas = "per-gpu"'), FakeHost(None), {"a-0": ("3",), "a-1": ("1",)}) == {
+        "a-0": ("3",),
+        "a-1": ("1",),
+    }
+
+
+def test_replicas_of_llama_cpp_for_which_no_gpu_is_left_run_on_the_cpu() -> None:
+    text = llama(a='gpu_ids = "auto"\nreplicas = 3')
+    assert deal(text, FakeHost(EIGHT[:2])) == {"a-0": ("0",), "a-1": ("1",), "a-2": ()}
+    assert deal(text, FakeHost(EIGHT[:2]), {"a-0": ("1",)}) == {"a-0": ("1",), "a-1": ("0",), "a-2": ()}
+
+
+def test_instance_that_has_moved_to_the_cpu_keeps_no_gpu() -> None:
+    text = fleet(a='gpu_ids = "auto"', b='gpu_ids = "auto"\nreplicas = 2')
+    text = text.replace("port = 4000", 'port = 4000\ndevice = "cpu"')
+    assert deal(text, FakeHost(EIGHT[:2]), {"a": ("0",)}) == {"a": (), "b-0": ("0",), "b-1": ("1",)}
+
+
+@pytest.mark.parametrize("held", [{}, {"0": 70 * _GB, "1": 70 * _GB}])
+def test_auto_leaves_what_the_replicas_on_all_were_dealt(held: dict[str, int]) -> None:
+    text = fleet(a='gpu_ids = "all"\nreplicas = 2', b='gpu_ids = "auto"')
+    assert deal(text, FakeHost(EIGHT, held=held)) == {"a-0": ("0",), "a-1": ("1",), "b": ("2",)}
+
+
+def test_auto_leaves_the_slices_of_a_gpu_that_is_named_by_its_number() -> None:
+    sliced = replace(gpu(0), mig_uuids=("MIG-a", "MIG-b"))
+    text = fleet(a="gpu_ids = 0", b='gpu_ids = "auto"')
+    assert deal(text, FakeHost((sliced, gpu(1)))) == {"a": ("0",), "b": ("1",)}
+    assert deal(fleet(b='gpu_ids = "auto"'), FakeHost((sliced, gpu(1)))) == {"b": ("MIG-a",)}
 
 
 def test_memory_is_not_asked_for_where_there_is_nothing_to_choose() -> None:
@@ -689,8 +758,52 @@ def test_auto_leaves_gpus_alone_that_the_engine_does_not_run_on() -> None:
     assert "GPU 0 (H200) has compute capability 6.1, and SGLang needs 7.5" in fault
     (fault,) = faults_of(text + "tp_size = 3\n", FakeHost((old, new)))
     assert '"auto" needs 3 GPUs that no other instance names, 1 are left' in fault
-    llama = fleet(a='engine = "llama_cpp"\nbinary = "/l"\ngpu_ids = "auto"').replace("model_path = 'm'", "model = '/m'")
-    assert deal(llama, FakeHost((old, new))) == {"a": ("0",)}
+    assert deal(llama(a='gpu_ids = "auto"'), FakeHost((old, new))) == {"a": ("0",)}
+
+
+LOST = Gpu(index=0, uuid="", name="", memory_bytes=0, compute=(0, 0), lost="GPU is lost")
+_TOLD = (
+    "GPU 0 is lost: GPU is lost; look at it with nvidia-smi on the host, and re-create the container when it is well"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "dealt", "told"),
+    [
+        (fleet(a="gpu_ids = 0", b="gpu_ids = 1"), {"a": ("0",), "b": ("1",)}, ["f.toml: instance.a.control.gpu_ids: "]),
+        (fleet(a='gpu_ids = "GPU-00000000"'), {"a": ("GPU-00000000",)}, []),  # it may be any
+        (fleet(a="gpu_ids = 1"), {"a": ("1",)}, []),
+        (fleet(a='replicas = "per-gpu"'), {"a-0": ("0",), "a-1": ("1",)}, ["f.toml: instance.a: "]),
+        (fleet(a="") + "tp_size = 2", {"a": None}, ["f.toml: instance.a: "]),
+        (fleet(a='gpu_ids = "auto"'), {"a": ("1",)}, []),
+        (
+            fleet(a='gpu_ids = "auto"\nreplicas = 2'),
+            {"a-0": ("0",), "a-1": ("1",)},
+            ["f.toml: instance.a.control.gpu_ids: "],
+        ),
+    ],
+)
+def test_lost_gpu_is_told_and_hides_no_other(text: str, dealt: dict[str, object], told: list[str]) -> None:
+    """Its servers are held at their start; a config of several must not be refused for it."""
+    plan = plan_of(text, FakeHost((LOST, gpu(1))))
+    assert {spec.name: spec.gpu_ids for spec in plan.servers} == dealt
+    assert list(plan.warnings) == [path + _TOLD for path in told]
+
+
+def test_servers_that_share_a_gpu_call_it_the_same() -> None:
+    """By different words nobody would know that they share it."""
+    text = fleet(a="gpu_ids = 1", b='gpu_ids = ["GPU-00000001", "GPU-00000002"]\nshare_gpu = true')
+    assert deal(text, FakeHost(EIGHT)) == {"a": ("1",), "b": ("1", "GPU-00000002")}
+    running: dict[str, GpuSet] = {"b": ("GPU-00000001", "GPU-00000002")}
+    assert deal(text, FakeHost(EIGHT), running) == {"a": ("GPU-00000001",), "b": running["b"]}
+
+
+@pytest.mark.parametrize(
+    ("lines", "gpus"),
+    [("", 1), ("tp_size = 2\npp_size = 2", 4), ("tp_size = 2\ndp_size = 2", 4), ('device = "cpu"', 0)],
+)
+def test_spec_says_how_many_gpus_it_takes_at_least(lines: str, gpus: int) -> None:
+    assert one(fleet(a="") + lines, FakeHost(EIGHT)).min_gpus == gpus
 
 
 def test_auto_counts_gpus_against_tp_size() -> None:

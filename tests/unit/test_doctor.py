@@ -74,7 +74,8 @@ def wish_of(*words: str, **changes: Any) -> Wish:
 
 
 def test_wish_is_read_from_the_command_line() -> None:
-    wish = wish_of("--model-path", "/m", "--tp", "4", "--pp-size=2", "--mem-fraction-static", "0.8")
+    words = ("--model-path", "/m", "--tp", "4", "--pp-size=2", "--mem-fraction-static", "0.8")
+    wish = wish_of(*words, min_gpus=8)
     assert (wish.model, wish.tp, wish.pp, wish.gpus, wish.mem_fraction) == ("/m", 4, 2, 8, 0.8)
 
 
@@ -101,20 +102,22 @@ def test_wish_survives_an_odd_private_file(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "changes", "gpus"),
+    ("changes", "gpus"),
     [
-        ((), {}, 1),
-        (("--tp-size", "8", "--nnodes", "2"), {}, 4),
-        (("--device", "cpu"), {}, 0),
-        ((), {"gpu_ids": ()}, 0),
-        ((), {"engine": "llama_cpp"}, 0),
-        ((), {"engine": "llama_cpp", "gpu_ids": ("0", "1")}, 2),
-        (("--tp-size", "inf"), {}, 1),
-        (("--tp-size", "nan"), {}, 1),
+        ({"min_gpus": 4}, 4),
+        ({"min_gpus": 0}, 0),  # on the CPU
+        ({"gpu_ids": ()}, 0),
+        ({"engine": "llama_cpp"}, 0),
+        ({"engine": "llama_cpp", "gpu_ids": ("0", "1")}, 2),
     ],
 )
-def test_wish_counts_the_gpus_that_are_needed(words: tuple[str, ...], changes: dict[str, Any], gpus: int) -> None:
-    assert wish_of(*words, **changes).gpus == gpus
+def test_wish_counts_the_gpus_that_are_needed(changes: dict[str, Any], gpus: int) -> None:
+    assert wish_of(**changes).gpus == gpus
+
+
+@pytest.mark.parametrize("word", ["inf", "nan"])
+def test_wish_survives_odd_numbers(word: str) -> None:
+    assert wish_of("--tp-size", word).tp == 1
 
 
 def make_environment(base: Path) -> Path:

@@ -39,11 +39,11 @@ class FullNvml(FakeNvml):
         return SimpleNamespace(total=self.memory[0], used=self.memory[1])
 
 
-def test_driver_tells_its_versions_and_closes() -> None:
+def test_driver_tells_its_versions_in_one_connection() -> None:
     nvml = FullNvml(count=2)
     facts = read_gpus(GpuDoor(nvml))
     assert (facts.driver, facts.cuda, len(facts.gpus), facts.free_bytes) == ("560.35.03", (12, 6), 2, {0: 60, 1: 60})
-    assert nvml.calls == ["init", "shutdown"]
+    assert nvml.calls == ["init"]
 
 
 def test_no_driver_gives_nvmls_reason() -> None:
@@ -64,11 +64,25 @@ def facts_of(*gpus: Gpu, cuda: tuple[int, int] = (12, 6), driver: str = "560.35.
 def wish(name: str = "a", *words: str, engine: str = "sglang", gpu_ids: tuple[str, ...] | None = None) -> Wish:
     flag = "--model-path" if engine == "sglang" else "--model"
     argv = ("/p/env/bin/python", "-m", "x", flag, "/m", *words)
-    return read_wish(make_spec(name, engine=engine, argv=argv, gpu_ids=gpu_ids))
+    gpus = 0 if "cpu" in words else int(words[words.index("--tp-size") + 1]) if "--tp-size" in words else 1
+    return read_wish(make_spec(name, engine=engine, argv=argv, gpu_ids=gpu_ids, min_gpus=gpus))
 
 
 def by_check(rows: list[Row]) -> dict[str, Row]:
     return {row.check: row for row in rows}
+
+
+def test_lost_gpu_fails_alone() -> None:
+    lost = Gpu(index=0, uuid="", name="", memory_bytes=0, compute=(0, 0), lost="GPU is lost")
+    facts = facts_of(lost, gpu(1))
+    rows = by_check(check_gpus(facts, [wish("a", gpu_ids=("0",)), wish("b", gpu_ids=("1",))], require_gpu=True))
+    assert {name: str(row.verdict) for name, row in rows.items()} == {
+        **{"driver": "ok", "GPU 0": "fail", "GPU 1": "ok", "GPUs of a": "ok", "GPUs of b": "ok"},
+        "compute capability": "ok",
+    }
+    assert rows["GPU 0"].seen == "is lost: GPU is lost"
+    (row, _) = check_vram([wish("a", gpu_ids=("0",)), wish("b", gpu_ids=("1",))], {}, facts, {})
+    assert (str(row.verdict), row.seen) == ("skip", "one of its GPUs is lost")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from infer_dev_entry.doctor.wishes import Wish, read_wish
 
 
 def wish(tp: int = 1) -> Wish:
-    return read_wish(make_spec(argv=("/p", "--model-path", "/m", "--tp-size", str(tp)), gpu_ids=None))
+    return read_wish(make_spec(argv=("/p", "--model-path", "/m", "--tp-size", str(tp)), gpu_ids=None, min_gpus=tp))
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,24 @@ from infer_dev_entry.gpu import GpuDoor
 class FakeNvml:
     """Answers as pynvml does; records opening and closing."""
 
+    NVML_ERROR_GPU_IS_LOST = 15
+    NVML_ERROR_RESET_REQUIRED = 16
+
     class NVMLError(Exception):
-        pass
+        def __init__(self, text: str, value: int = 999) -> None:
+            super().__init__(text)
+            self.value = value
 
     def __init__(
-        self, *, count: int = 1, mig: bool = False, init_fails: bool = False, processes_fail: bool = False
+        self,
+        *,
+        count: int = 1,
+        mig: bool = False,
+        init_fails: bool = False,
+        processes_fail: bool = False,
+        lost: tuple[int, ...] = (),
     ) -> None:
+        self.lost = lost
         self.count, self.mig, self.init_fails, self.processes_fail = count, mig, init_fails, processes_fail
         self.calls: list[str] = []
 
@@ -36,6 +48,8 @@ class FakeNvml:
         return self.count
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        if index in self.lost:
+            raise self.NVMLError("GPU is lost", self.NVML_ERROR_GPU_IS_LOST)
         return index
 
     def nvmlDeviceGetCudaComputeCapability(self, handle: object) -> list[int]:
@@ -85,6 +99,16 @@ def test_inventory_lists_the_gpus_and_opens_once() -> None:
 def test_inventory_names_the_mig_slices_that_exist() -> None:
     (only,) = GpuDoor(FakeNvml(mig=True)).inventory() or ()
     assert only.mig_uuids == ("MIG-0", "MIG-2")
+
+
+def test_lost_gpu_hides_no_other() -> None:
+    door = GpuDoor(FakeNvml(count=3, lost=(1,)))
+    assert [(gpu.index, gpu.uuid, gpu.lost) for gpu in door.inventory() or ()] == [
+        (0, "GPU-0", ""),
+        (1, "", "GPU is lost"),
+        (2, "GPU-2", ""),
+    ]
+    assert [one.index for one in door.use() or ()] == [0, 2]
 
 
 @pytest.mark.parametrize("fails", [False, True])

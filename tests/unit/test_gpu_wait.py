@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,6 +74,21 @@ def test_first_look(wait: GpuWait, look: GpuLook, share: float, may_start: bool,
     assert bool(verdict.reason) is not may_start
     assert (after.since is None) is may_start
     assert not verdict.lost
+
+
+@pytest.mark.parametrize(
+    ("look", "may_start"),
+    [
+        pytest.param(make_look(141, SIBLING, HOG), False, id="a hog beside a sibling"),
+        pytest.param(make_look(41, SIBLING), True, id="a sibling alone"),
+        pytest.param(make_look(141, SIBLING), False, id="a sibling and somebody hidden"),
+        pytest.param(make_look(141, replace(SIBLING, used_bytes=0)), True, id="a sibling of unknown size"),
+        pytest.param(make_look(141), True, id="a hidden sibling"),
+    ],
+)
+def test_what_siblings_hold_is_as_good_as_free(look: GpuLook, may_start: bool) -> None:
+    assert judge(GpuWait(), look, now=0.0, share=0.4, wait_s=60, with_siblings=True)[1].may_start is may_start
+    assert not judge(GpuWait(), look, now=0.0, share=0.8, wait_s=60)[1].may_start
 
 
 def looks(wait: GpuWait, *steps: tuple[float, GpuLook], share: float = 0.4) -> tuple[GpuWait, Any]:
@@ -156,12 +172,19 @@ def test_gpu_that_the_driver_no_longer_tells_of_is_waited_for_and_then_lost() ->
         ({"argv": ("x", "--mem-fraction-static=0.3")}, 0.15),
         ({"argv": ("x", "--mem-fraction-static", "lots")}, 0.425),
         ({"files": (FileSpec(path="/c.yaml", text="port: 1\nmem-fraction-static: 0.5\n"),)}, 0.25),
-        ({"gpu_ids": None}, 0.0),
+        ({"gpu_ids": None, "min_gpus": 2}, 0.425),  # there are two
+        ({"gpu_ids": None, "min_gpus": 1}, 0.0),  # it will choose
+        ({"gpu_ids": None}, 0.0),  # on the CPU, say
         ({"engine": "llama_cpp"}, 0.0),
     ],
 )
 def test_needed_share_is_half_of_what_the_server_is_told_to_take(changes: dict[str, Any], share: float) -> None:
-    assert needed_share(make_spec(**{"gpu_ids": ("0",), **changes})) == pytest.approx(share)
+    look = GpuLook(gpus=(*make_look(1).gpus, *make_look(1, uuid="GPU-1").gpus))
+    assert needed_share(make_spec(**{"gpu_ids": ("0",), **changes}), look) == pytest.approx(share)
+
+
+def test_needed_share_without_an_answer_is_not_known() -> None:
+    assert needed_share(make_spec(gpu_ids=None), GpuLook(problem="x")) == 0
 
 
 @pytest.mark.parametrize("look", [NO_DRIVER, make_look(41, SIBLING, HOG), GpuLook(lost=("x",), problem="ä")])
@@ -251,6 +274,21 @@ def test_sibling_on_the_same_gpu_is_no_reason_to_wait() -> None:
     story.see(**seen(make_look(1), name="a"))
     story.ready("a")
     story.see(**seen(make_look(120, SIBLING), name="b"))
+    assert story.server("b").starting
+
+
+def test_server_on_its_way_out_is_waited_for_on_its_gpu() -> None:
+    story = Story(on_gpu("a"))
+    story.see(**seen(make_look(1), name="a"))
+    story.ready("a")
+    story.see(wishes=(PlanWish(specs=(on_gpu("b", port=31000),)),))
+    full = make_look(130, Holder(pid=100, name="python", used_bytes=129 * GB, server="a"))
+    story.see(**seen(full, name="b"))
+    assert story.server("b").state is State.WAITING_GPU
+    assert "129.0 GB by pid 100 (server a)" in story.server("b").reason
+    story.process("STOPPED", name="a")
+    story.see(results=(SweepSeen(name="a"),))
+    story.see(after=POLL_S, **seen(make_look(1), name="b"))
     assert story.server("b").starting
 
 

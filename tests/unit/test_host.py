@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -144,26 +145,41 @@ def test_gpus_are_asked_for_once() -> None:
     assert (host.gpus(), host.gpus(), door.asked) == (None, None, 1)
 
 
-def test_held_bytes_are_what_others_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pid 7 is ours by its mark, pid 8 is not; GPU 2 is full by somebody whom the driver does not tell of."""
-    gpus = {
-        "0": (90, (Holder(pid=7, name="ours", used_bytes=50), Holder(pid=8, name="theirs", used_bytes=30))),
-        "1": (90, (Holder(pid=7, name="ours", used_bytes=60),)),
-        "2": (80, ()),
-    }
+OURS, THEIRS = Holder(pid=7, name="ours", used_bytes=50), Holder(pid=8, name="theirs", used_bytes=30)
+
+
+@pytest.mark.parametrize(
+    ("holders", "running", "held"),
+    [
+        pytest.param(
+            ((OURS, THEIRS), (OURS,), ()), {"0"}, {"0": 40, "1": 40, "2": 90}, id="ours are shown, so all are"
+        ),
+        pytest.param(((THEIRS,), (), ()), {"1"}, {"0": 90, "1": 0, "2": 90}, id="ours may be hidden where they run"),
+        pytest.param(((), (), ()), (), {"0": 90, "1": 90, "2": 90}, id="the driver shows nobody"),
+    ],
+)
+def test_held_bytes_are_what_others_hold(
+    holders: tuple[tuple[Holder, ...], ...],
+    running: Collection[str],
+    held: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of each GPU 90 bytes are in use; nobody asks for a fourth, which the driver does not know."""
 
     class Door(FakeDoor):
         def look(self, gpu_ids: tuple[str, ...], describe: object) -> GpuLook:
             found = [
-                GpuMemory(gpu=f"GPU-{unit}", label="", used_bytes=gpus[unit][0], total_bytes=100, holders=gpus[unit][1])
+                GpuMemory(
+                    gpu=f"GPU-{unit}", label=f"GPU {unit}", used_bytes=90, total_bytes=100, holders=holders[int(unit)]
+                )
                 for unit in gpu_ids
-                if unit in gpus  # the driver knows no other
+                if int(unit) < len(holders)
             ]
             return GpuLook(gpus=tuple(found))
 
     host = LiveHost("f/", gpu_door=Door(None))  # type: ignore[arg-type]
     monkeypatch.setattr(host, "_is_ours", lambda pid: pid == 7)
-    assert host.held_bytes(("0", "1", "2", "9"), {"1"}) == {"0": 40, "1": 0, "2": 80}
+    assert host.held_bytes(("0", "1", "2", "9"), running) == held
 
 
 def test_held_bytes_without_a_driver_are_unknown() -> None:
