@@ -120,9 +120,9 @@ class FaultyServer:
     def _made_up(self, peer: socket.socket) -> None:
         """Counts that no JSON has, and an endless word."""
         usage = {"prompt_tokens": float("inf"), "completion_tokens": float("inf")}
-        for number in range(4):
+        for number in range(12):
             last = {"finish_reason": "stop" * 1000, "delta": {}, "index": 0}
-            data = json.dumps({**_EVENT, "choices": [last] if number == 3 else _EVENT["choices"], "usage": usage})
+            data = json.dumps({**_EVENT, "choices": [last] if number == 11 else _EVENT["choices"], "usage": usage})
             peer.sendall((_SSE if not number else b"") + f"data: {data}\n\n".encode())
             time.sleep(0.02)
         peer.sendall(b"data: [DONE]\n\n")
@@ -170,6 +170,14 @@ class FaultyServer:
     def _sse_at_once(self, peer: socket.socket) -> None:
         time.sleep(0.1)
         peer.sendall(_SSE + event(_EVENT) * 20 + event(_LAST) + b"data: [DONE]\n\n")
+
+    def _sse_by_size(self, peer: socket.socket) -> None:
+        """What a proxy makes of 32 pieces with buffers of a fixed size."""
+        peer.sendall(_SSE)
+        for count in (14, 14, 4):
+            time.sleep(0.1)
+            peer.sendall(event(_EVENT) * count)
+        peer.sendall(event(_LAST) + b"data: [DONE]\n\n")
 
     def _sse_cut(self, peer: socket.socket) -> None:
         peer.sendall(_SSE + event(_EVENT) * 3)
