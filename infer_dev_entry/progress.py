@@ -16,7 +16,7 @@ class Rank:
     """One scheduler. `stamp` is its own clock (0: it tells none).
 
     `work` are counters of work, whoever asked for it; `traffic` are those that our own probes do not move (empty: there
-    are none). They are compared for change alone.
+    are none). They are compared for change alone, and only with those of the same `page`.
     """
 
     running: float
@@ -25,6 +25,7 @@ class Rank:
     stamp: float = 0.0
     work: tuple[float, ...] = ()
     traffic: tuple[float, ...] = ()
+    page: str = ""
 
     @property
     def is_busy(self) -> bool:
@@ -54,7 +55,7 @@ def has_served(before: Counters | None, now: Counters | None, *, since: float) -
 
 
 def _pairs(before: Counters | None, now: Counters | None) -> list[tuple[Rank, Rank]]:
-    if before is None or now is None or len(before) != len(now):
+    if before is None or now is None or [rank.page for rank in before] != [rank.page for rank in now]:
         return []
     return list(zip(before, now, strict=True))
 
@@ -101,6 +102,7 @@ def _parse_load(load: Mapping[str, object]) -> Rank:
         stamp=_number(load.get("timestamp")),
         work=(used, *served),
         traffic=served,
+        page="loads",
     )
 
 
@@ -139,6 +141,7 @@ def _parse_metrics(text: str) -> Counters | None:
             queued=sum(pick(_QUEUED)),
             used_tokens=sum(used),
             work=(*used, *pick(_WORK)),
+            page="metrics",
         ),
     )
 

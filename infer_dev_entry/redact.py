@@ -72,7 +72,7 @@ def secrets_of(files: Iterable[FileSpec]) -> tuple[str, ...]:
         except (ValueError, RecursionError):
             continue
         if isinstance(values, dict):
-            values = [value for name, value in values.items() if name.endswith("key")]
+            values = [value for name, value in values.items() if name.endswith(("key", "password"))]
         found += [value for value in values if isinstance(value, str) and value]
     return tuple(dict.fromkeys(found))
 

@@ -2,7 +2,7 @@
 
 Runs in supervisord's process. supervisord alone reports a signal death as exit status -1, and its own `update` restarts
 every program of a changed group. The servers are also offered to the kernel's OOM killer before PID 1 and supervisord,
-and logs that are closed to others stay so.
+and logs that are closed to others stay so. Of those that it shows secrets are blotted out.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from supervisor.xmlrpc import Faults, RPCError
 
 from infer_dev_entry.private_log import ClosedLogs
 from infer_dev_entry.render import GROUP
+from infer_dev_entry.supervisor_logs import redact_logs
 
 NO_STATUS = -1
 # Thousandths of the memory limit, added to a server's own share when the kernel looks for whom to kill. From 300 MB of
@@ -108,6 +109,7 @@ def make_fleet_interface(supervisord: Any, **_config: str) -> FleetInterface:
     _keep_wait_statuses()
     lose_no_signal(Subprocess)
     _offer_servers_to_oom_killer()
+    redact_logs()
     vars(loggers)["open"] = ClosedLogs()  # a module's own name hides the built-in
     return FleetInterface(supervisord)
 

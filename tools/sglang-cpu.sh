@@ -24,7 +24,7 @@ llguidance==1.9.1 loguru==0.7.3 markdown-it-py==4.3.0 MarkupSafe==3.0.4 matplotl
 msgpack==1.2.4 msgspec==0.22.0 multidict==7.2.1 nest-asyncio==1.6.0 networkx==3.6.1 ninja==1.13.2 numpy==2.3.5 nvidia-ml-py==13.615.71 openai==3.54.0 
 openai-harmony==0.0.8 opentelemetry-api==1.45.2 orjson==3.13.0 outlines==0.1.11 outlines_core==0.1.26 packaging==26.3 pandas==3.1.1 parso==0.8.7 
 partial-json-parser==0.2.1.1.post7 pexpect==4.9.0 pillow==13.0.0 prometheus_client==0.26.0 prompt_toolkit==3.0.53 propcache==0.5.4 protobuf==7.36.2 
-psutil==7.2.2 ptyprocess==0.7.0 pure_eval==0.2.4 pybase64==1.5.1 pycountry==26.2.16 pycparser==3.12 pydantic==2.14.3 pydantic-extra-types==2.11.1 
+psutil==7.2.2 ptyprocess==0.7.0 pure_eval==0.2.4 py-spy==0.4.1 pybase64==1.5.1 pycountry==26.2.16 pycparser==3.12 pydantic==2.14.3 pydantic-extra-types==2.11.1 
 pydantic_core==2.50.4 Pygments==2.21.0 python-dateutil==4.0.0 python-multipart==0.0.34 PyYAML==6.0.3 pyzmq==27.3.0 referencing==0.37.0 
 regex==2026.11.15 requests==2.34.2 rpds-py==2026.9.1 safetensors==0.8.0 scipy==1.17.1 sentencepiece==0.2.3 setproctitle==1.3.8 smg-grpc-proto==0.4.28 
 sniffio==1.3.1 soundfile==0.14.0 stack-data==0.6.3 starlette==1.10.0 sympy==1.14.0 tiktoken==0.14.0 tokenizers==0.23.3 tomlkit==0.15.2 tqdm==4.70.1 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from infer_dev_entry.config.catalogue import Catalogue, index_flags, load_catalogue
 from infer_dev_entry.config.facts import Host
@@ -25,6 +27,7 @@ from infer_dev_entry.config.yaml import read_yaml
 from infer_dev_entry.engines import EngineProfile, llama_cpp, profile_of
 
 _PORT_FLAGS = ("port", "nccl-port")
+_HAS_KEY = re.compile(r"""^[ \t{'"]*(?:admin[-_])?api[-_]key['"]?[ \t]*:[ \t]*\S""", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,7 @@ class ArgumentReader:
         settings = merge_settings(self._global_settings(flags), self._own_settings(instance, flags))
         secret = flags.profile.secret_flags
         settings = tuple(item if item.name in secret else self._expanded(item) for item in settings)
-        extra_args, secrets = self._extra_args(instance, flags.profile)
+        extra_args, secrets = self._extra_args(instance, flags)
         private = self._private(instance, flags, settings, secrets)
         raw = {setting.name: setting.value for setting in settings}
         if download_dir and flags.profile.name == "sglang" and not _has_model(flags, private, extra_args, raw):
@@ -147,7 +150,7 @@ class ArgumentReader:
             return setting
         return replace(setting, value=self._host.expand(str(value)))
 
-    def _extra_args(self, instance: Instance, profile: EngineProfile) -> tuple[tuple[str, ...], dict[str, str]]:
+    def _extra_args(self, instance: Instance, flags: Flags) -> tuple[tuple[str, ...], dict[str, str]]:
         """Split raw words from secrets among them: a command line is readable by every user of the machine."""
         path = (*instance.path, "server", "extra_args")
         kept: list[str] = []
@@ -155,10 +158,10 @@ class ArgumentReader:
         words = iter(instance.extra_args)
         for word in words:
             name, equals, value = word.partition("=")
-            flag = dashed(name) if name.startswith("--") else ""
+            flag = _full_name(dashed(name), flags) if name.startswith("--") else ""
             if flag in ("host", "port"):
                 self._faults.add(path, f"holds {name}", f"infer-dev must know it: write {flag} in the server table")
-            if flag in profile.secret_flags:
+            if flag in flags.profile.secret_flags:
                 secrets[flag] = value if equals else next(words, "")
                 self._faults.warn(path, f"{name} is moved to a private file", f"write {flag.replace('-', '_')} instead")
             else:
@@ -177,6 +180,7 @@ class ArgumentReader:
                 self._faults.add(setting.path, "expected a non-empty string without a leading dash", "change the key")
             private[setting.name] = setting.value
         private.update(secrets)
+        self._check_config_file(instance, settings)
         if private and ("config" in {setting.name for setting in settings} or "--config" in instance.extra_args):
             self._faults.add(
                 (*instance.path, "server"),
@@ -184,6 +188,16 @@ class ArgumentReader:
                 f"move that file's content to [instance.{instance.name}.yaml]",
             )
         return private
+
+    def _check_config_file(self, instance: Instance, settings: Sequence[Setting]) -> None:
+        """Warn of keys in a file of the user's own: SGLang prints them, and the log is not closed for their sake."""
+        named = [(setting.path, setting.value) for setting in settings if setting.name == "config"]
+        path = (*instance.path, "server", "extra_args")
+        named += [(path, word) for flag, word in pairwise(instance.extra_args) if flag == "--config"]
+        for where, value in named:
+            if isinstance(value, str) and _HAS_KEY.search(self._host.secret_file(self._host.expand(value)).text):
+                mend = "move it to api_key_file: SGLang prints it into its log, which others may read"
+                self._faults.warn(where, "names a file with a key in it", mend)
 
     def _check(self, instance: Instance, flags: Flags, arguments: Arguments, values: Mapping[str, object]) -> None:
         for flag in _PORT_FLAGS:
@@ -205,6 +219,14 @@ class ArgumentReader:
             variable, _, refused = name.partition("=")
             if instance.environment.get(variable) == refused:
                 self._faults.add((*instance.path, "env", variable), f"must not be {refused}", why)
+
+
+def _full_name(name: str, flags: Flags) -> str:
+    """The flag that argparse would take a beginning for (`--api-k`); the name itself when that is none, or several."""
+    if name in flags.forms:
+        return name
+    meant = {form for form in flags.forms if form.startswith(name)} if name else set()
+    return meant.pop() if len(meant) == 1 else name
 
 
 def packaged_flags(engine: str) -> Flags:

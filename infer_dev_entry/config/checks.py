@@ -25,7 +25,16 @@ class FleetChecker:
         self._logs: dict[str, str] = {}
         self._facts: dict[tuple[str, str], str | None] = {}
 
-    def check_port(self, name: str, host: str, port: int, path: Path, use: str = "port") -> None:
+    def check_port(
+        self,
+        name: str,
+        host: str,
+        port: int,
+        path: Path,
+        use: str = "port",
+        *,
+        mend: str = "stop it, or choose another port",
+    ) -> None:
         """Report a port that another server of the config uses, or that a process listens on."""
         users = self._ports.setdefault(port, [])
         other = next((user for address, user in users if _overlap(address, host)), "")
@@ -36,7 +45,7 @@ class FleetChecker:
             return
         holder = self._host.port_holder(host, port)
         if holder:
-            self._faults.add(path, f"{use} {port} of {name} is in use by {holder}", "stop it, or choose another port")
+            self._faults.add(path, f"{use} {port} of {name} is in use by {holder}", mend)
 
     def check_log_file(self, name: str, log_file: str, path: Path) -> None:
         """Report a log file that another server writes, or whose directory cannot be written."""

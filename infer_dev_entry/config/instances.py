@@ -31,6 +31,10 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 NAME_RULE = "a name is 1 to 64 letters, digits, dots, dashes and underscores, and begins with a letter or digit"
 
 
+# Each start of an SGLang reads the whole of it, compiles and fills a GPU; the disk and the CPU are one for all of them.
+PER_GPU_STAGGER_S = 2.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Master:
     """The `[master]` table. Empty paths mean "not given"."""
@@ -194,7 +198,10 @@ def _open_table(raw: object, path: Path, faults: Faults) -> Document:
 def _control(given: Mapping[str, Value]) -> Control:
     absent = {"log_file": "", "python_path": "", "binary": "", "gpus_per_replica": 0}
     values: dict[str, object] = {**defaults_of(CONTROL), **absent, **given}
-    values["warm_first"] = given.get("warm_first", values["engine"] == "sglang")
+    is_sglang = values["engine"] == "sglang"
+    values["warm_first"] = given.get("warm_first", is_sglang)
+    stagger_s = PER_GPU_STAGGER_S if is_sglang and values["replicas"] == "per-gpu" else 0.0
+    values["start_stagger_s"] = given.get("start_stagger_s", stagger_s)
     return Control(**values)  # type: ignore[arg-type]  # parse_table checked every type
 
 

@@ -121,7 +121,7 @@ CONTROL = (
     Key(
         name="start_stagger_s",
         kind="seconds",
-        default=0.0,
+        default_text='`0`; `2` for SGLang with `replicas = "per-gpu"`',
         text="pause between this start and the one before it",
     ),
     Key(

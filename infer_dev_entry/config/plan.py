@@ -189,7 +189,7 @@ def _given_ports(seats: Sequence[Seat]) -> set[int]:
     ports = {seat.port or 0 for seat in seats}
     for seat in seats:
         arguments = seat.prepared.arguments
-        ports |= {arguments.nccl_port + seat.number} if arguments.nccl_port else set()
+        ports |= {arguments.nccl_port + seat.number} if arguments.nccl_port else {arguments.raw_nccl_port or 0}
         ports |= {arguments.dist_init[1]} if arguments.dist_init else set()
     return ports
 

@@ -118,7 +118,8 @@ class ServerBuilder:
         if dealt is None:
             self._faults.add(item.instance.path, f"no port is left for the {use} of a server", "have fewer servers")
             return 0
-        self._checker.check_port(name, "", dealt, item.instance.path, use)
+        mend = f"stop it, or set {use} to what is free"
+        self._checker.check_port(name, "", dealt, item.instance.path, use, mend=mend)
         return dealt
 
     def _environment(self, item: Prepared, name: str, gpu_ids: GpuSet) -> tuple[tuple[str, str], ...]:

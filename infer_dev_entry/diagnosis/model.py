@@ -22,6 +22,7 @@ HUNG = "hung"
 HOST_OOM = "host-oom"
 GPU_LOST = "gpu-lost"
 PORT_IN_USE = "port-in-use"
+DISK_FULL = "disk-full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

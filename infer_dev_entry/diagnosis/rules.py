@@ -7,7 +7,7 @@ pattern are bounded, so that no log can make a match slow.
 
 from __future__ import annotations
 
-from infer_dev_entry.diagnosis.model import GPU_LOST, HOST_OOM, PORT_IN_USE, Policy, Rule
+from infer_dev_entry.diagnosis.model import DISK_FULL, GPU_LOST, HOST_OOM, PORT_IN_USE, Policy, Rule
 
 # Signal numbers are the same on every Linux machine that we run on; pure modules import no `signal`.
 _SIGHUP, _SIGINT, _SIGQUIT, _SIGILL, _SIGBUS, _SIGKILL, _SIGTERM = 1, 2, 3, 4, 7, 9, 15
@@ -286,9 +286,12 @@ RULES = (
         mend=_SHM_MEND,
     ),
     Rule(
-        kind="disk-full",
+        kind=DISK_FULL,
         policy=Policy.WAIT,
-        raised=(_E + r".{0,400}No space left on device",),
+        raised=(
+            _E + r".{0,400}No space left on device",
+            r"FileNotFoundError: \[Errno 2\] No usable temporary directory found in ",
+        ),
         said=(r"error: .{1,400}: No space left on device",),
         summary="a disk is full",
         mend="free space where the line says; caches (~/.cache, TMPDIR), logs and models take most",

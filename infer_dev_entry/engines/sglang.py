@@ -69,7 +69,7 @@ PROFILE = EngineProfile(
     },
     foreign_flags=FOREIGN_FLAGS,
     value_mends=VALUE_MENDS,
-    secret_flags=("api-key", "admin-api-key"),
+    secret_flags=("api-key", "admin-api-key", "ssl-keyfile-password"),
     shorthands={"tp": "tp-size", "pp": "pp-size", "dp": "dp-size"},
     stop_note="SIGTERM to the main process only: to the group it loses running requests",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Callable, Collection, Coroutine, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from infer_dev_entry import fleet as f
 from infer_dev_entry.cgroup import OomWatch, find_memory_cgroup
-from infer_dev_entry.diagnosis.model import Diagnosis
+from infer_dev_entry.diagnosis.model import DISK_FULL, Diagnosis, Policy
 from infer_dev_entry.errors import EntryError, SupervisorError
 from infer_dev_entry.init.crashes import Crashes
 from infer_dev_entry.init.death import describe_diagnosis
@@ -192,7 +193,7 @@ class Actor:
             except RpcFaultError as error:
                 self._post(f.StartSeen(name=spec.name, pid=0, problem=str(error), mend=await self._spawn_error(spec)))
             except (EntryError, OSError) as error:
-                self._post(f.StartSeen(name=spec.name, pid=0, problem=str(error)))
+                self._post(_failed_start(spec, error))
         self._poke()
 
     async def _try_start(self, spec: ServerSpec) -> f.StartSeen:
@@ -291,3 +292,14 @@ class Actor:
         for name in ("supervisor.sock", "supervisord.pid", "control.sock", "entry.pid"):
             with contextlib.suppress(OSError):
                 os.unlink(f"{self._daemon.run_dir}/{name}")
+
+
+def _failed_start(spec: ServerSpec, error: Exception) -> f.StartSeen:
+    """What a start has met before there was a process. Room on a disk comes back without the server's doing."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            mend = "free space there; the run directory, the log directory and TMPDIR hold what a start writes"
+            return f.StartSeen(name=spec.name, pid=0, problem=str(error), mend=mend, kind=DISK_FULL, policy=Policy.WAIT)
+        cause = cause.__cause__
+    return f.StartSeen(name=spec.name, pid=0, problem=str(error))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shlex
 import shutil
@@ -15,7 +16,6 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from infer_dev_entry import fleet as f
@@ -24,7 +24,7 @@ from infer_dev_entry.diagnosis.model import Diagnosis
 from infer_dev_entry.dossier import Dossier, crash_dir, write_dossier
 from infer_dev_entry.errors import RunDirError
 from infer_dev_entry.init.death import diagnose_death, exit_status
-from infer_dev_entry.init.owner import Owner
+from infer_dev_entry.init.owner import Owner, become_command
 from infer_dev_entry.init.reaper import Reaper
 from infer_dev_entry.init.spawn import signal_group, spawn_helper
 from infer_dev_entry.logtail import clean_lines
@@ -41,6 +41,7 @@ HELPER_TIMEOUT_S = 5.0
 EVIDENCE_LINES = 5
 _LOG_LINES = 1000
 _MAX_PROCESSES = 200
+_MAX_STACKS = 16
 _MAX_NAMES = 500
 _MAX_COMMAND_CHARS = 16 * 1024
 _MAX_OUTPUT_BYTES = 48 * 1024
@@ -86,7 +87,7 @@ class Crashes:
         self, *, run_dir: str, owner: Owner | None, environ: Mapping[str, str], reaper: Reaper, log: Any
     ) -> None:
         self._run_dir = run_dir
-        self._owner = (owner.uid, owner.gid) if owner else None
+        self._owner = owner
         self._environ = environ
         self._reaper = reaper
         self._log = log
@@ -95,6 +96,7 @@ class Crashes:
         self._hangs: dict[str, Hang] = {}
         self._waiting: dict[str, _Entry] = {}
         self._warned = False
+        self._numbers = itertools.count()
 
     # -- starts
 
@@ -132,12 +134,29 @@ class Crashes:
             log = await asyncio.wait_for(asyncio.to_thread(read_run, spec.log_file, mark), DIAGNOSIS_TIMEOUT_S)
             tail = clean_lines(log, EVIDENCE_LINES, secrets_of(spec.files), 300)
             self._log.warning("server.evidence", server=spec.name, log_tail=list(tail))
-        program = shutil.which("py-spy")
-        if not program or not tracked.main_pid:
+        stacks = await self._read_stacks(spec, tracked)
+        if not stacks:
             return
-        stacks = await self._run_helper(program, "dump", "--pid", str(tracked.main_pid))
         self._hangs[spec.name] = replace(self._hangs[spec.name], stacks=stacks)
         self._log.warning("server.evidence", server=spec.name, stacks=f"infer-dev crashes {spec.name}")
+
+    async def _read_stacks(self, spec: ServerSpec, tracked: Tracked) -> str:
+        """Say where the threads of each process stand. SGLang's main process is well while its scheduler hangs.
+
+        py-spy pauses nobody here: a process that somebody has stopped cannot be paused, and a hung one stands still.
+        """
+        # A bundle has it beside the server's interpreter, which is on nobody's PATH, and whose files are the owner's.
+        program = shutil.which("py-spy")
+        become = () if program or self._owner is None else become_command(self._owner)
+        program = program or shutil.which("py-spy", path=os.path.dirname(spec.argv[0]) or os.devnull)
+        if not program:
+            return ""
+        dumps = [
+            self._run_helper(*become, program, "dump", "--nonblocking", "--pid", str(pid))
+            for pid, _ in sorted(tracked.members)[:_MAX_STACKS]
+        ]
+        told = await asyncio.gather(*dumps)
+        return "\n".join(text for text in told if "Thread" in text) or "\n".join(told)
 
     # -- dossiers
 
@@ -196,11 +215,12 @@ class Crashes:
             stacks="\n".join(clean_lines(entry.hang.stacks, _LOG_LINES, secrets)),
             log=clean_lines(scene.log, _LOG_LINES, secrets),
         )
-        write_dossier(self._run_dir, dossier, owner=self._owner)
+        owner = (self._owner.uid, self._owner.gid) if self._owner else None
+        write_dossier(self._run_dir, dossier, owner=owner)
 
     async def _run_helper(self, *argv: str) -> str:
         """Run a program for a few seconds at most, and return what it wrote."""
-        output = f"{crash_dir(self._run_dir)}.{Path(argv[0]).name}.{time.monotonic_ns()}"
+        output = f"{crash_dir(self._run_dir)}.{next(self._numbers)}"
         try:
             pid = spawn_helper(argv, self._environ, output=output)
             done, _ = await asyncio.wait({self._reaper.expect(pid)}, timeout=HELPER_TIMEOUT_S)

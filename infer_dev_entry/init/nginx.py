@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -26,7 +25,7 @@ from infer_dev_entry.init.access_log import AccessLog
 from infer_dev_entry.init.aside import Aside
 from infer_dev_entry.init.gateway import GatewayTools, Problem
 from infer_dev_entry.init.keys_watch import KeysWatch
-from infer_dev_entry.init.owner import find_worker_user
+from infer_dev_entry.init.owner import become_command, find_worker_user
 from infer_dev_entry.init.reaper import describe_end
 from infer_dev_entry.init.spawn import signal_group, spawn_helper
 from infer_dev_entry.probe import read_page
@@ -43,7 +42,6 @@ LOAD_TIMEOUT_S = 5.0
 RETRY_S = 5.0
 _PAUSE_S = 0.02
 _PAGE_TIMEOUT_S = 1.0
-_AS_USER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "as_user.py")
 
 
 class NginxDoor:
@@ -252,8 +250,7 @@ class NginxDoor:
         tools, owner = self._tools, self._tools.owner
         argv = [*(candidate if word == spec.gateway.conf else word for word in spec.argv), "-t", "-q"]  # type: ignore[union-attr]
         if owner is not None:
-            become = (sys.executable, "-I", "-S", _AS_USER, owner.name, str(owner.uid), str(owner.gid))
-            argv = [*become, *argv]
+            argv = [*become_command(owner), *argv]
         output = f"{tools.run_dir}/gateway-test.out"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(output)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pwd
+import sys
 from dataclasses import dataclass
 
 from infer_dev_entry.errors import SettingsError
 from infer_dev_entry.rundir import read_text
 from infer_dev_entry.settings import Settings
 
+_AS_USER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "as_user.py")
 # What root needs to run servers as another user: to hand files over, to reach that user's, to end its processes, and to
 # become it. Docker gives all of them unless it is told not to. The numbers are those of capability.h.
 _NEEDED = {"CHOWN": 0, "DAC_OVERRIDE": 1, "KILL": 5, "SETGID": 6, "SETUID": 7}
@@ -27,6 +29,11 @@ class Owner:
     def home_environment(self) -> tuple[tuple[str, str], ...]:
         """supervisord drops the uid but leaves root's HOME; caches would then go where the user may not write."""
         return (("HOME", pwd.getpwuid(self.uid).pw_dir), ("LOGNAME", self.name), ("USER", self.name))
+
+
+def become_command(owner: Owner) -> tuple[str, ...]:
+    """Return the words that, before a command, have it run as the owner."""
+    return (sys.executable, "-I", "-S", _AS_USER, owner.name, str(owner.uid), str(owner.gid))
 
 
 def find_owner(settings: Settings) -> Owner | None:

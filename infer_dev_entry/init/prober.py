@@ -101,14 +101,22 @@ class Prober:
         return pages if pid == ask.pid else ask.spec.probe.progress_paths
 
     async def _read_counters(self, ask: f.Probe, until: float = float("inf")) -> Counters | None:
-        """Read the first page of counters that this process offers; what it does not offer is not asked for again."""
+        """Read the first page of counters that this process offers; what it does not offer is not asked for again.
+
+        Before 0.5.17 SGLang's scheduler itself answers `/v1/loads`, and not within a long step; `/metrics` may then.
+        """
         spec = ask.spec
         until = min(until, time.monotonic() + _share_s(spec.probe.timeout_s))
-        for path in self._pages(ask):
+        pages = self._pages(ask)
+        for number, path in enumerate(pages):
             left_s = max(0.0, until - time.monotonic())
-            page = await read_page(*_address(spec), path, left_s, api_key=api_key_of(spec.files))
+            page = await read_page(
+                *_address(spec), path, left_s / (len(pages) - number), api_key=api_key_of(spec.files)
+            )
+            if page.status == 200 and (counters := parse_counters(page.text)):
+                return counters
             if page.status not in _NOT_OFFERED:
-                return parse_counters(page.text) if page.status == 200 else None
+                continue
             self._paths[spec.name] = (ask.pid, tuple(other for other in self._pages(ask) if other != path))
         return None
 

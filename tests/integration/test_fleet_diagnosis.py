@@ -11,6 +11,7 @@ import pwd
 import re
 import shutil
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,7 @@ def fake_tool(fleet: Fleet, name: str, script: str) -> str:
 
 
 def test_hang_leaves_a_dossier_with_processes_and_stacks(fleet: Fleet) -> None:
-    path = fake_tool(fleet, "py-spy", 'echo "stacks of $3"')
+    path = fake_tool(fleet, "py-spy", 'echo "$1 $2 $3 $4"')
     hang = fleet.base / "hang"
     probe = {"period_s": 0.5, "timeout_s": 0.4, "failure_threshold": 2}
     words = ("--hang-file", str(hang), "--fork-grandchild", "setsid")
@@ -232,11 +233,36 @@ def test_hang_leaves_a_dossier_with_processes_and_stacks(fleet: Fleet) -> None:
     fleet.wait_event("server.crashed", "a", **{"class": "hung"})
     (dossier,) = wait_crashes(fleet, "a", 1)
     hang.unlink()
-    assert dossier["stacks"] == f"stacks of {old_pid}"
+    members = [int(line.split()[0]) for line in dossier["processes"]]
+    assert old_pid in members
+    assert dossier["stacks"].splitlines() == [f"dump --nonblocking --pid {pid}" for pid in members]
     assert len(dossier["processes"]) >= 2
     assert dossier["class"] == "hung"
     assert not list(fleet.log_dir.glob("*.hang"))
     assert not list(fleet.run_dir.glob("crashes.*"))
+
+
+def test_stacks_are_read_by_the_py_spy_beside_the_servers_interpreter(fleet: Fleet) -> None:
+    """There a bundle has it. Of what it says, processes that are no Python are left out."""
+    folder = fleet.base / "env" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (folder / "py-spy").write_text(
+        '#!/bin/sh\n[ "$4" = "$(cat "$0.pid")" ] && echo "Thread of $4" || echo "Error: $4"\n'
+    )
+    for name in ("python", "py-spy"):
+        (folder / name).chmod(0o755)
+    hang = fleet.base / "hang"
+    probe = {"period_s": 0.5, "timeout_s": 0.4, "failure_threshold": 2}
+    words = ("--hang-file", str(hang), "--fork-grandchild", "setsid")
+    fleet.write(server("a", free_port(), *words, probe=probe, control={"python_path": str(folder / "python")}))
+    fleet.start()
+    pid = fleet.wait_ready("a")["a"]["pid"]
+    (folder / "py-spy.pid").write_text(f"{pid}\n")
+    hang.touch()
+    (dossier,) = wait_crashes(fleet, "a", 1)
+    hang.unlink()
+    assert dossier["stacks"] == f"Thread of {pid}"
 
 
 def test_nvidia_smi_that_hangs_is_ended_and_what_it_said_is_kept(fleet: Fleet) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
-from fleet import Fleet, free_ports, server
+from fleet import INFER_DEV, Fleet, free_ports, server
 from test_fleet_crash import _is_free
 from test_fleet_order import order_of
 
@@ -75,8 +76,13 @@ def test_key_of_a_file_reaches_the_server_and_nothing_that_is_shown(fleet: Fleet
     assert "api_key=***, admin_api_key=None, port=1" in shown
     fleet.wait(lambda: "[a] server_args=" in fleet.stdout.read_text(errors="replace"), 10, "the mirror")
     command_lines = b"".join(Path(f"/proc/{member.pid}/cmdline").read_bytes() for member in fleet.members())
+    follow = [*fleet.inside(), "timeout", "2", *INFER_DEV, "ctl", "tail", "-f", "sglang:a"]
+    followed = subprocess.run(follow, env=fleet.environ, capture_output=True, text=True, timeout=20).stdout
+    tailed = {words: fleet.cli("ctl", "tail", *words, "sglang:a").stdout for words in ((), ("-60",), ("-45",))}
+    assert all("api_key='***'" in text or "api_key=***" in text for text in (followed, *tailed.values())), tailed
     everything = {
         "logs": shown,
+        "supervisorctl tail": followed + "".join(tailed.values()),
         "stdout": fleet.stdout.read_text(errors="replace"),
         "events": fleet.event_log.read_text(errors="replace"),
         "status": fleet.cli("status", "--json").stdout + fleet.cli("status").stdout,

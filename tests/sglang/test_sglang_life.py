@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -157,6 +158,11 @@ def test_scheduler_that_stands_still_is_a_hang_found_in_time_and_recovered(fleet
     assert "4 probes in a row failed" in hung["reason"]
     fleet.wait_gone(old)
     assert fleet.events("server.evidence", "chat")[-1]
+    crashes = json.loads(fleet.cli("crashes", "chat", "--json").stdout)
+    (dossier,) = [item for item in crashes if item["class"] == "hung"][-1:]
+    assert KEY not in json.dumps(crashes)
+    assert "launch_server" in dossier["stacks"]
+    assert "sglang::scheduler" in dossier["stacks"]  # where it stands, although its main process is well
     fleet.wait_again("chat", before["pid"], timeout_s=READY_TIMEOUT_S)
     assert chat(port, key=KEY)
 

@@ -848,6 +848,25 @@ def test_replicas_get_names_ports_logs_and_files_of_their_own() -> None:
     assert second.argv[second.argv.index("--nccl-port") + 1] == "9001"
 
 
+def test_port_that_is_given_among_raw_words_is_dealt_to_nobody_else() -> None:
+    raw = '[instance.a.server]\nmodel_path = "m"\nport = 30100\nextra_args = ["--nccl-port", "20000"]\n'
+    a, b = plan_of(raw + '[instance.b.server]\nmodel_path = "m"\nport = 30000\n').servers
+    assert (a.more_ports, b.more_ports) == ((20000,), (20001,))
+
+
+@pytest.mark.parametrize(
+    ("control", "stagger_s"),
+    [
+        ('replicas = "per-gpu"', 2.0),
+        ('replicas = "per-gpu"\nstart_stagger_s = 0', 0.0),
+        ('replicas = "per-gpu"\nstart_stagger_s = 7', 7.0),
+        ("replicas = 2", 0.0),
+    ],
+)
+def test_servers_of_a_gpu_each_start_one_after_the_other(control: str, stagger_s: float) -> None:
+    assert {spec.start_stagger_s for spec in plan_of(fleet(a=control), FakeHost(EIGHT)).servers} == {stagger_s}
+
+
 def test_nccl_ports_are_unique_and_avoid_http_ports() -> None:
     text = (
         "[instance.a.server]\nmodel_path='m'\nport=20000\n[instance.b.server]\nmodel_path='m'\nport=30000\n"
@@ -991,7 +1010,11 @@ def test_data_parallel_workers_count_as_gpus() -> None:
 @pytest.mark.parametrize(
     ("lines", "ports", "expected"),
     [
-        ("", {20000: "pid 7 (x)"}, "nccl_port 20000 of a is in use by pid 7 (x)"),
+        (
+            "",
+            {20000: "pid 7 (x)"},
+            "nccl_port 20000 of a is in use by pid 7 (x); stop it, or set nccl_port to what is free",
+        ),
         ("nccl_port = 9000", {9000: "pid 7 (x)"}, "nccl_port 9000 of a is in use by pid 7 (x)"),
         ('extra_args = ["--nccl-port", "9001"]', {9001: "pid 7 (x)"}, "nccl_port 9001 of a is in use by pid 7 (x)"),
         ('dist_init_addr = "127.0.0.1:9002"', {9002: "pid 7 (x)"}, "dist_init_addr 9002 of a is in use by pid 7 (x)"),

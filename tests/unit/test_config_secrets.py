@@ -137,3 +137,50 @@ def test_live_file_that_holds_no_key_has_a_reason(tmp_path: Path, make, problem:
 def test_live_variable_comes_from_the_given_environment() -> None:
     assert LiveHost(environ={"K": "s3cret"}).secret_variable("K") == Secret(text="s3cret")
     assert LiveHost().secret_variable("K").problem == "it is not set"
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        ('["--api-k", "sk-LEAK1234567"]', "api-key"),
+        ('["--api-key=sk-LEAK1234567"]', "api-key"),
+        ('["--admin-api", "sk-LEAK1234567"]', "admin-api-key"),
+        ('["--ssl-keyfile-p", "sk-LEAK1234567"]', "ssl-keyfile-password"),
+    ],
+)
+def test_secret_among_raw_words_is_moved_also_by_the_beginning_of_its_name(words: str, flag: str) -> None:
+    """argparse takes the beginning of a flag for the flag."""
+    plan = plan_of(server(f"extra_args = {words}"))
+    (spec,) = plan.servers
+    assert json.loads(spec.files[0].text) == {flag: "sk-LEAK1234567"}
+    assert "sk-LEAK1234567" not in repr((spec.argv, spec.environment, plan.warnings))
+    assert secrets_of(spec.files) == ("sk-LEAK1234567",)
+
+
+@pytest.mark.parametrize("words", ['["--a", "x"]', '["--unknown-k", "x"]', '["--", "x"]', '["--api-keys", "x"]'])
+def test_raw_words_that_begin_no_secret_are_left_alone(words: str) -> None:
+    (spec,) = plan_of(server(f"extra_args = {words}")).servers
+    assert "x" in spec.argv
+    assert spec.files == ()
+
+
+def test_port_among_raw_words_is_a_fault_also_by_the_beginning_of_its_name() -> None:
+    (fault,) = faults_of(server('extra_args = ["--hos", "0.0.0.0"]'))
+    assert "holds --hos; infer-dev must know it: write host in the server table" in fault
+
+
+@pytest.mark.parametrize("line", ['config = "/s/mine"', 'extra_args = ["--config", "/s/mine"]'])
+@pytest.mark.parametrize(
+    ("text", "warns"),
+    [
+        ("api-key: t0p\n", True),
+        ("port: 1\nadmin_api_key: t0p\n", True),
+        ('{"api-key": "t0p"}', True),
+        ("port: 1\n", False),
+        ("# api-key: none\nmy-api-key: x\napi-key:\n", False),
+    ],
+)
+def test_key_in_a_config_file_of_the_users_own_is_told(line: str, text: str, warns: bool) -> None:
+    warnings = plan_of(server(line), Vault(mine=text)).warnings
+    assert [warning for warning in warnings if "names a file with a key in it" in warning] == list(warnings) * warns
+    assert "t0p" not in repr(warnings)

@@ -80,6 +80,7 @@ def read_log(engine: str, name: str) -> str:
             Policy.RETRY,
             "Subprocess detokenizer (pid=81) crashed with exit code -9.",
         ),
+        ("disk-full", 1, "disk-full", Policy.WAIT, "FileNotFoundError: [Errno 2] No usable temporary directory found"),
         ("startup", 0, "unknown", Policy.RETRY, ""),
         ("startup-h200", 0, "unknown", Policy.RETRY, ""),
     ],

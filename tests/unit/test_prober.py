@@ -26,7 +26,7 @@ SPEC = make_spec(
         PROBE, timeout_s=5.0, progress_paths=("/v1/loads", "/metrics"), counters_first=True, stall_timeout_s=9
     )
 )
-BEFORE = (Rank(running=0, queued=0, used_tokens=0, stamp=1.0, work=(0.0, 1.0), traffic=(1.0,)),)
+BEFORE = (Rank(running=0, queued=0, used_tokens=0, stamp=1.0, work=(0.0, 1.0), traffic=(1.0,), page="loads"),)
 
 
 def loads(total: int, *, age_s: float = 0.0, running: int = 0) -> Page:
@@ -105,7 +105,9 @@ def test_counters_that_prove_nothing_are_followed_by_a_generation(
 ) -> None:
     with scripted({"/v1/loads": page}) as script:
         seen = probe(trusts=trusts)
-    assert script.asked == (["/v1/loads"] if trusts else []) + ["/health"]
+    says = page.status == 200 and page.text != "{"
+    tried = ["/v1/loads"] if says else ["/v1/loads", "/metrics"]
+    assert script.asked == (tried if trusts else []) + ["/health"]
     assert (seen.ok, seen.by_counters) == (True, False)
 
 
@@ -123,6 +125,16 @@ def test_failed_probe_brings_the_counters_after_it(probe: Callable[..., ProbeSee
     assert script.asked == ["/health", "/v1/loads"]
     assert not seen.ok
     assert seen.counters and seen.counters[0].traffic == (7.0,)
+
+
+def test_page_that_hangs_leaves_time_for_the_next(probe: Callable[..., ProbeSeen]) -> None:
+    """Before SGLang 0.5.17 its scheduler answers /v1/loads, and in a long prefill it does not."""
+    metrics = Page(status=200, text="sglang:num_running_reqs 1.0\nsglang:prompt_tokens_total 7\n")
+    with scripted({"/v1/loads": Page(status=0), "/metrics": metrics}, healthy=False) as script:
+        seen = probe(trusts=False)
+        probe(trusts=False)
+    assert script.asked == ["/health", "/v1/loads", "/metrics"] * 2
+    assert seen.counters and (seen.counters[0].page, seen.counters[0].work) == ("metrics", (7.0,))
 
 
 def test_page_that_is_not_offered_is_not_asked_for_again_by_the_same_process(probe: Callable[..., ProbeSeen]) -> None:

@@ -91,6 +91,14 @@ def test_every_rank_must_go_on(before: Any, now: Any, working: bool) -> None:
     assert is_working(before, now) is working
 
 
+def test_counters_of_two_pages_are_not_compared() -> None:
+    before = parse_counters(render_loads(LOAD))
+    now = parse_counters("sglang:num_running_reqs 1\nsglang:prompt_tokens_total 9\n")
+    assert before and now and len(before) == len(now)
+    assert not is_working(before, now)
+    assert not is_working(now, before)
+
+
 @pytest.mark.parametrize(("since", "served"), [(101.0, True), (101.5, False)])
 def test_traffic_proves_life_only_of_a_scheduler_that_still_ran(since: float, served: bool) -> None:
     assert has_served((IDLE,), (BUSY,), since=since) is served
