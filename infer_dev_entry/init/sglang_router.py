@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from infer_dev_entry import fleet as f
 from infer_dev_entry.errors import RunDirError
 from infer_dev_entry.gateway.router import WORKERS_PATH, Worker, find_changes, parse_workers, render_worker
 from infer_dev_entry.init.gateway import GatewayTools, Problem
+from infer_dev_entry.init.route_follower import RouteFollower
 from infer_dev_entry.probe import Page, request_page
 from infer_dev_entry.rundir import write_private
 from infer_dev_entry.spec import ServerSpec
@@ -38,24 +38,19 @@ class RouterDoor:
         self._tools = tools
         self._log = tools.log
         self._key = secrets.token_urlsafe(32)
-        self._route: f.Route | None = None
-        self._news = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._told: f.RouteSeen | None = None
-        self._retry: asyncio.TimerHandle | None = None
+        self._follower = RouteFollower(
+            tools, lambda route: self._catch_up(route), verb="tell the gateway its servers", retry_s=RETRY_S
+        )
 
     # -- what the actor asks for
 
     def route(self, route: f.Route) -> None:
         """Remember who is ready, and have the router told soon."""
-        if self._route is None or self._route.pid != route.pid:
-            self._told = None
-        self._route = route
-        self._wake()
+        self._follower.follow(route)
 
     def look(self) -> None:
         """Compare once more: a probe has just been made, so that this costs no wake-up of its own."""
-        self._wake()
+        self._follower.wake()
 
     async def prepare(self, spec: ServerSpec) -> Problem | None:
         """Write the key of the control plane, which the router reads when it starts."""
@@ -68,38 +63,14 @@ class RouterDoor:
 
     def close(self) -> None:
         """Give up whatever is under way."""
-        if self._task is not None:
-            self._task.cancel()
+        self._follower.close()
 
     def _write_key(self, path: str) -> None:
         owner = self._tools.owner
         Path(path).parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         write_private(path, f"{self._key}\n", owner=(owner.uid, owner.gid) if owner else None)
 
-    def _wake(self) -> None:
-        self._news.set()
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._follow())
-
     # -- keeping up
-
-    async def _follow(self) -> None:
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            route = self._route
-            if route is None or not route.pid:
-                continue
-            try:
-                problem = await self._catch_up(route)
-            except Exception as error:  # the task must outlive a bug, as PID 1 does
-                self._log.error("entry.bug", error=repr(error), exc_info=error)
-                problem = Problem(reason=f"cannot tell the gateway its servers: {error!r}")
-            if self._retry is not None:
-                self._retry.cancel()  # or each news of a time of trouble would leave a chain of retries of its own
-            later = asyncio.get_running_loop().call_later
-            self._retry = later(RETRY_S, self._news.set) if problem is not None else None
-            self._tell(route, problem)
 
     async def _catch_up(self, route: f.Route) -> Problem | None:
         """Make the router's workers the ready servers; returns what kept it from that."""
@@ -108,7 +79,7 @@ class RouterDoor:
         page = Page(status=0)
         missing: tuple[str, ...] = ()
         extra: tuple[Worker, ...] = ()
-        while time.monotonic() - began < SETTLE_TIMEOUT_S and self._is_current(route):
+        while time.monotonic() - began < SETTLE_TIMEOUT_S and self._follower.is_current(route):
             page = await self._ask(route.spec, "GET", WORKERS_PATH)
             workers = parse_workers(page.text) if page.status == 200 else None
             if page.status in _REFUSED:
@@ -139,7 +110,7 @@ class RouterDoor:
     def _find_problem(
         self, route: f.Route, page: Page, missing: tuple[str, ...], extra: tuple[Worker, ...]
     ) -> Problem | None:
-        if not self._is_current(route):
+        if not self._follower.is_current(route):
             return None  # other news has come, or it has ended
         mend = f"see infer-dev logs {route.spec.name}"
         if not missing and not extra:
@@ -149,25 +120,11 @@ class RouterDoor:
         keeps = f"{' and keeps ' if missing else ' '}{', '.join(worker.url for worker in extra)}" if extra else ""
         return Problem(reason=f"the router {lacks}{keeps}", mend=mend)
 
-    def _is_current(self, route: f.Route) -> bool:
-        return self._route is route
-
     def _tell_routed(self, route: f.Route, began: float, *, changed: bool) -> None:
         if changed:
             names = " ".join(server.name for server in route.ready)
             took_ms = round(1000 * (time.monotonic() - began))
             self._log.info("gateway.routed", server=route.spec.name, ready=names or "none", took_ms=took_ms)
-
-    def _tell(self, route: f.Route, problem: Problem | None) -> None:
-        seen = f.RouteSeen(name=route.spec.name, route=route)
-        if problem is not None:
-            seen = replace(seen, problem=problem.reason, mend=problem.mend)
-        if seen == self._told or not self._is_current(route):
-            return
-        if problem is not None:
-            self._log.error("gateway.not_routed", server=route.spec.name, reason=problem.reason, mend=problem.mend)
-        self._told = seen
-        self._tools.post(seen)
 
     async def _ask(self, spec: ServerSpec, method: str, path: str, body: str = "") -> Page:
         host, _, port = spec.address.rpartition(":")

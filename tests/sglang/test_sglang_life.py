@@ -9,6 +9,7 @@ import socket
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fleet import free_port, get
@@ -75,6 +76,7 @@ def stopped(fleet: SglangFleet) -> Iterator[SglangFleet]:
     fleet.wait_state("chat", "stopped", timeout_s=120)
 
 
+@pytest.mark.core
 def test_start_goes_through_loading_to_ready(fleet: SglangFleet, port: int) -> None:
     assert fleet.states == ["starting", "loading", "ready"]
     # The port is bound only when the model is loaded; the log tells the phases meanwhile.
@@ -89,6 +91,7 @@ def test_start_goes_through_loading_to_ready(fleet: SglangFleet, port: int) -> N
     assert not fleet.events("server.probe_failed", "chat")
 
 
+@pytest.mark.core
 def test_chat_answers_with_the_key_alone(fleet: SglangFleet, port: int) -> None:
     assert get(port, timeout_s=30)[0] == 200  # the probe's path needs no key
     assert chat(port, key=KEY)
@@ -97,6 +100,7 @@ def test_chat_answers_with_the_key_alone(fleet: SglangFleet, port: int) -> None:
     assert refused.value.code == 401
 
 
+@pytest.mark.core
 def test_keys_are_in_no_command_line_no_answer_and_no_log_of_ours(fleet: SglangFleet) -> None:
     shown = {
         "command lines": "\n".join(" ".join(member.argv) for member in fleet.members()),
@@ -114,6 +118,7 @@ def test_keys_are_in_no_command_line_no_answer_and_no_log_of_ours(fleet: SglangF
     assert private[0].stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.core
 def test_keys_that_sglang_logs_are_redacted_in_what_we_show(fleet: SglangFleet) -> None:
     assert KEY in fleet.log_of("chat")  # SGLang prints its arguments at each start
     assert (fleet.log_dir / "sglang-server-chat.log").stat().st_mode & 0o777 == 0o600
@@ -123,7 +128,9 @@ def test_keys_that_sglang_logs_are_redacted_in_what_we_show(fleet: SglangFleet) 
     assert ADMIN_KEY not in log
 
 
-@pytest.mark.parametrize("title", ["sglang::scheduler", "sglang::detokenizer", "main"])
+@pytest.mark.parametrize(
+    "title", [pytest.param("sglang::scheduler", marks=pytest.mark.core), "sglang::detokenizer", "main"]
+)
 def test_process_that_is_killed_ends_in_a_ready_server_and_no_leftovers(
     fleet: SglangFleet, port: int, title: str
 ) -> None:
@@ -145,6 +152,13 @@ def test_process_that_is_killed_ends_in_a_ready_server_and_no_leftovers(
     assert len(fleet.find_processes("sleep", "7654321")) == 1
 
 
+def find_dossier(fleet: SglangFleet, kind: str) -> dict[str, Any] | None:
+    """The last one of this class."""
+    dossiers = json.loads(fleet.cli("crashes", "chat", "--json").stdout)
+    return next((item for item in reversed(dossiers) if item["class"] == kind), None)
+
+
+@pytest.mark.core
 def test_scheduler_that_stands_still_is_a_hang_found_in_time_and_recovered(fleet: SglangFleet, port: int) -> None:
     before = fleet.row("chat")
     old = fleet.server_pids()
@@ -158,9 +172,8 @@ def test_scheduler_that_stands_still_is_a_hang_found_in_time_and_recovered(fleet
     assert "4 probes in a row failed" in hung["reason"]
     fleet.wait_gone(old)
     assert fleet.events("server.evidence", "chat")[-1]
-    crashes = json.loads(fleet.cli("crashes", "chat", "--json").stdout)
-    (dossier,) = [item for item in crashes if item["class"] == "hung"][-1:]
-    assert KEY not in json.dumps(crashes)
+    dossier = fleet.wait(lambda: find_dossier(fleet, "hung"), 15, "the dossier, which is written beside the restart")
+    assert KEY not in json.dumps(dossier)
     assert "launch_server" in dossier["stacks"]
     assert "sglang::scheduler" in dossier["stacks"]  # where it stands, although its main process is well
     fleet.wait_again("chat", before["pid"], timeout_s=READY_TIMEOUT_S)
@@ -180,6 +193,7 @@ def test_port_that_is_taken_at_a_start_is_named_before_the_model_loads(
     assert stopped.log_of("chat").count("server_args=") == loads
 
 
+@pytest.mark.core
 def test_container_stop_completes_the_stream_in_flight_and_exits_0(fleet: SglangFleet, port: int) -> None:
     stream = Stream(port, 400, key=KEY)
     wait_pieces(stream, 20)
