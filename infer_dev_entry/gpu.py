@@ -15,13 +15,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuUse:
-    """The memory of one GPU now. `pids` are the driver's, which inside a container may be the host's."""
+    """The memory of one GPU now."""
 
     index: int
     uuid: str
     used_bytes: int
     total_bytes: int
-    pids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +44,7 @@ class GpuDoor:
         return self._ask(self._read_gpu, _lost_gpu)
 
     def use(self) -> tuple[GpuUse, ...] | None:
-        """Read the memory and processes of every GPU that is not lost; None without a driver."""
+        """Read the memory of every GPU that is not lost; None without a driver."""
         return self._ask(self._read_use, lambda _index, _error: None)
 
     def look(self, gpu_ids: tuple[str, ...] | None, describe: Callable[[int, int], Holder | None]) -> GpuLook:
@@ -186,15 +185,11 @@ class GpuDoor:
         nvml = self._nvml
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        processes: list[Any] = []
-        with suppress(nvml.NVMLError):  # not every driver tells a container
-            processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
         return GpuUse(
             index=index,
             uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
             used_bytes=int(memory.used),
             total_bytes=int(memory.total),
-            pids=tuple(int(process.pid) for process in processes),
         )
 
 

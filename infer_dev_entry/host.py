@@ -1,4 +1,4 @@
-"""Facts of this machine for the checks of a config: files, ports, programs, packages, GPUs. Reads, never changes."""
+"""Facts of this machine for the checks of a config: files, ports, programs, GPUs. Reads; `keep` alone writes."""
 
 from __future__ import annotations
 

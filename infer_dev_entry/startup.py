@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from infer_dev_entry.fleet import ProbeSeen, Server
+from infer_dev_entry.fleet import Server
+from infer_dev_entry.fleet.observations import ProbeSeen
 from infer_dev_entry.phases import KEPT_STARTS, estimate_left_s
 
 

@@ -1,6 +1,6 @@
 """TOML text → servers: `resolve` reads, merges, fans out and checks a config, and names all its faults at once.
 
-Names load at first use: PID 1 needs `facts` alone, and the rest would cost its boot time and memory.
+Names load at first use: PID 1 needs `facts` and `faults` alone, and the rest would cost its boot time and memory.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def _resolve_servers(document: Document, options: ResolveOptions, host: Host, fa
 def _read_gateway(document: Document, faults: Faults) -> Gateway | None:
     if "gateway" not in document:
         return None
-    from infer_dev_entry.config.gateway import read_gateway  # PID 1 imports this module, and few configs have one
+    from infer_dev_entry.config.gateway import read_gateway  # few configs have one
 
     return read_gateway(document, faults)
 

@@ -110,7 +110,7 @@ def _flag(forms: list[FlagSpec]) -> Schema:
 
 
 def _shape(form: FlagSpec) -> str:
-    """The name of a shape in `_SHAPES`; "" for a value that its choices describe."""
+    """The name of a shape in `_shapes()`; "" for a value that its choices describe."""
     if form.kind in ("switch", "pair"):
         return "switch"
     if form.kind == "list":

@@ -11,9 +11,9 @@ from infer_dev_entry.decide.starts import take_start, take_sweep
 from infer_dev_entry.decide.supervisor import take_supervisor
 from infer_dev_entry.decide.turn import Turn
 from infer_dev_entry.decide.wishes import take_wish
-from infer_dev_entry.fleet import (
-    Action,
-    Fleet,
+from infer_dev_entry.fleet import Fleet, find_server
+from infer_dev_entry.fleet.actions import Action
+from infer_dev_entry.fleet.observations import (
     GpuSeen,
     Observation,
     ProbeSeen,
@@ -22,7 +22,6 @@ from infer_dev_entry.fleet import (
     StartSeen,
     SupervisorSeen,
     SweepSeen,
-    find_server,
 )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from infer_dev_entry.decide.due import is_probed
 from infer_dev_entry.decide.failures import end_hung
 from infer_dev_entry.decide.probes import probe
 from infer_dev_entry.decide.starts import start_if_due
 from infer_dev_entry.decide.stops import KILL_RETRY_S, kill_after_drain
 from infer_dev_entry.decide.supervisor import start_supervisor_if_due
 from infer_dev_entry.decide.turn import Turn
-from infer_dev_entry.fleet import Ending, Kill, Server, State, is_probed
+from infer_dev_entry.fleet import Ending, Server, State
+from infer_dev_entry.fleet.actions import Kill
 from infer_dev_entry.startup import describe_stall
 
 # Probes may come this share of their period early, so that servers are probed together: eight probes one by one cost an

@@ -7,7 +7,9 @@ from dataclasses import replace
 from infer_dev_entry.decide.stops import KILL_RETRY_S, forget, fresh
 from infer_dev_entry.decide.turn import Turn
 from infer_dev_entry.diagnosis.model import GPU_LOST, UNKNOWN, Policy
-from infer_dev_entry.fleet import Ending, Kill, Record, Server, State, backoff_s
+from infer_dev_entry.fleet import Ending, Server, State
+from infer_dev_entry.fleet.actions import Kill, Record
+from infer_dev_entry.spec import RestartSpec
 
 
 def end_hung(turn: Turn, server: Server, reason: str) -> None:
@@ -96,3 +98,14 @@ def _give_up(turn: Turn, server: Server, reason: str) -> None:
     mend = f"{cause}; then run infer-dev start {name}"
     turn.report("error", "server.failed", server, **{"class": server.kind, "reason": reason, "mend": mend})
     turn.put(replace(server, state=State.FAILED, reason=reason, mend=mend))
+
+
+def backoff_s(restart: RestartSpec, failures: int, jitter: float) -> float:
+    """Return the delay before the next start after `failures` (≥ 1) crashes in a row, in seconds.
+
+    Doubles from `backoff_initial_s` up to `backoff_max_s`; `jitter` in [0, 1) takes off up to a tenth, so that servers
+    which died together do not load together.
+    """
+    doublings = min(max(0, failures - 1), 60)  # 2**60 seconds is beyond any maximum; no overflow
+    delay = min(restart.backoff_max_s, restart.backoff_initial_s * 2.0**doublings)
+    return delay * (1.0 - 0.1 * jitter)

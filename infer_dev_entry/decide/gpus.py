@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from infer_dev_entry.decide.turn import Turn
-from infer_dev_entry.fleet import GpuSeen, Server, State, shares_gpu
+from infer_dev_entry.fleet import Ending, Fleet, Server, State
+from infer_dev_entry.fleet.observations import GpuSeen
 from infer_dev_entry.gpu_wait import GpuWait, Verdict, judge, needed_share
 
 
@@ -46,3 +47,19 @@ def _report_gpus(turn: Turn, server: Server, wait: GpuWait, verdict: Verdict, se
         turn.report("warning", "gpu.blocked", server, **told, after_s=server.spec.gpu_wait_s)
     elif before.since is None:
         turn.report("info", "gpu.waiting", server, **told)
+
+
+def shares_gpu(fleet: Fleet, server: Server) -> bool:
+    """True when another server with a process is to go on beside this one on one of its GPUs."""
+    others = (
+        other
+        for other in fleet.servers
+        if other.spec.name != server.spec.name and (other.pid or other.starting) and other.ending is not Ending.STOP
+    )
+    return any(_overlaps(server.spec.gpu_ids, other.spec.gpu_ids) for other in others)
+
+
+def _overlaps(one: tuple[str, ...] | None, other: tuple[str, ...] | None) -> bool:
+    if one is None or other is None:
+        return () not in (one, other)
+    return not set(one).isdisjoint(other)

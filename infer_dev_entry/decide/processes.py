@@ -10,7 +10,9 @@ from infer_dev_entry.decide.starts import adopt
 from infer_dev_entry.decide.stops import stop, take_stopped
 from infer_dev_entry.decide.turn import Turn
 from infer_dev_entry.diagnosis.model import HUNG, Policy
-from infer_dev_entry.fleet import Ending, ProcessSeen, Server, State, Sweep, find_server
+from infer_dev_entry.fleet import Ending, Server, State, find_server
+from infer_dev_entry.fleet.actions import Sweep
+from infer_dev_entry.fleet.observations import ProcessSeen
 
 
 def take_processes(turn: Turn, processes: tuple[ProcessSeen, ...]) -> None:
@@ -59,7 +61,7 @@ def _take_running(turn: Turn, server: Server, process: ProcessSeen) -> None:
 
 
 def _take_end(turn: Turn, server: Server, process: ProcessSeen) -> None:
-    """The process is gone: by our stop, by the user's, by our kill, or by itturn."""
+    """The process is gone: by our stop, by the user's, by our kill, or by itself."""
     turn.actions.append(Sweep(name=server.spec.name))
     server = replace(server, swept=False, sweeping=True)
     ran_s = round(turn.seen.now - server.started_at, 1)

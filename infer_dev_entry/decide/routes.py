@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from infer_dev_entry.decide.turn import Turn
-from infer_dev_entry.fleet import Ending, Fleet, Route, RouteSeen, Server, State
+from infer_dev_entry.fleet import Ending, Fleet, Server, State
+from infer_dev_entry.fleet.actions import Route
+from infer_dev_entry.fleet.observations import RouteSeen
 from infer_dev_entry.spec import GatewaySpec, ServerSpec
 
 

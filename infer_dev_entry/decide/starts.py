@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from infer_dev_entry.decide.due import can_start_but_for_time, is_warmed_for, leaving_holder, missing_dependencies
 from infer_dev_entry.decide.failures import fail
 from infer_dev_entry.decide.probes import LOADING_NOTE_PERIOD_S
 from infer_dev_entry.decide.stops import fresh, stop
 from infer_dev_entry.decide.turn import Turn
 from infer_dev_entry.diagnosis.model import PORT_IN_USE, Policy
-from infer_dev_entry.fleet import (
-    LookAtGpus,
-    Server,
-    Start,
-    StartSeen,
-    State,
-    SweepSeen,
-    can_start_but_for_time,
-    find_server,
-    is_warmed_for,
-    leaving_holder,
-    missing_dependencies,
-)
+from infer_dev_entry.fleet import Server, State, find_server
+from infer_dev_entry.fleet.actions import LookAtGpus, Start
+from infer_dev_entry.fleet.observations import StartSeen, SweepSeen
 from infer_dev_entry.gpu_wait import needs_look
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from infer_dev_entry.decide.turn import Turn
-from infer_dev_entry.fleet import Ending, Kill, Server, State, Stop
+from infer_dev_entry.fleet import Ending, Server, State
+from infer_dev_entry.fleet.actions import Kill, Stop
 from infer_dev_entry.gpu_wait import GpuWait
 
 # A process that survives SIGKILL this long (uninterruptible sleep in a driver) is signalled and reported again.

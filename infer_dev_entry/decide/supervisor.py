@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from infer_dev_entry.decide.due import wants_supervisor
 from infer_dev_entry.decide.stops import forget, fresh
 from infer_dev_entry.decide.turn import Turn
-from infer_dev_entry.fleet import Server, StartSupervisor, State, SupervisorSeen, Sweep, applied_specs, wants_supervisor
+from infer_dev_entry.fleet import Server, State, applied_specs
+from infer_dev_entry.fleet.actions import StartSupervisor, Sweep
+from infer_dev_entry.fleet.observations import SupervisorSeen
 
 SUPERVISOR_BACKOFF_MAX_S = 10.0
 SUPERVISOR_SETTLED_S = 60.0

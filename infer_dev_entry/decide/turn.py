@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from infer_dev_entry.fleet import Action, Configure, Fleet, Observation, Report, Server, applied_specs
+from infer_dev_entry.fleet import Fleet, Server, applied_specs
+from infer_dev_entry.fleet.actions import Action, Configure, Report
+from infer_dev_entry.fleet.observations import Observation
 
 
 class Turn:

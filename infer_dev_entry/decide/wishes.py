@@ -8,17 +8,8 @@ from dataclasses import replace
 from infer_dev_entry.decide.routes import is_rerouted
 from infer_dev_entry.decide.stops import stop
 from infer_dev_entry.decide.turn import Turn
-from infer_dev_entry.fleet import (
-    Ending,
-    PlanWish,
-    Server,
-    ShutdownWish,
-    StartWish,
-    State,
-    StopWish,
-    Wish,
-    applied_specs,
-)
+from infer_dev_entry.fleet import Ending, Server, State, applied_specs
+from infer_dev_entry.fleet.observations import PlanWish, ShutdownWish, StartWish, StopWish, Wish
 from infer_dev_entry.spec import ServerSpec
 
 

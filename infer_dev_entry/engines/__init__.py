@@ -54,7 +54,6 @@ class EngineProfile:
     value_mends: Mapping[str, str] = field(default_factory=dict)  # "flag=value" → the value that was meant
     secret_flags: tuple[str, ...] = ()
     shorthands: Mapping[str, str] = field(default_factory=dict)
-    stop_note: str = ""
     stop_signal: str = "TERM"
 
 

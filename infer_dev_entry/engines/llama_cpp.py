@@ -65,5 +65,5 @@ PROFILE = EngineProfile(
     translations=TRANSLATIONS,
     secret_flags=("api-key",),
     shorthands={"cb": "cont-batching"},  # no alias: those of a pair negate
-    stop_note="SIGTERM closes its port; it completes running and queued requests, then exits 0",
+    # SIGTERM closes its port; it completes running and queued requests, then exits 0.
 )

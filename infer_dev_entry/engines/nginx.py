@@ -18,5 +18,5 @@ PROFILE = EngineProfile(
     timeout_s=3.0,
     failure_threshold=3,
     stop_signal="QUIT",
-    stop_note="SIGQUIT closes its ports; it completes running requests, then exits 0",
+    # SIGQUIT closes its ports; it completes running requests, then exits 0.
 )

@@ -71,5 +71,5 @@ PROFILE = EngineProfile(
     value_mends=VALUE_MENDS,
     secret_flags=("api-key", "admin-api-key", "ssl-keyfile-password"),
     shorthands={"tp": "tp-size", "pp": "pp-size", "dp": "dp-size"},
-    stop_note="SIGTERM to the main process only: to the group it loses running requests",
+    # SIGTERM to the main process only: to the group it loses running requests.
 )

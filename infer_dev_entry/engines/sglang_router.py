@@ -19,5 +19,5 @@ PROFILE = EngineProfile(
     period_s=5.0,
     timeout_s=3.0,
     failure_threshold=3,
-    stop_note="SIGTERM closes its port; it completes running requests, then exits 0",
+    # SIGTERM closes its port; it completes running requests, then exits 0.
 )

@@ -1,1 +1,1 @@
-"""The gateway in front of the servers: its file of API keys, and the configuration of nginx. Pure."""
+"""The gateway in front of the servers: its file of API keys, nginx's configuration, the router's words. Pure."""

@@ -24,8 +24,6 @@ from infer_dev_entry.gateway.nginx_words import (
 from infer_dev_entry.redact import api_key_of
 from infer_dev_entry.spec import GatewaySpec, ServerSpec
 
-# The release that took `-e`, which keeps nginx from opening the log file that it was built with.
-OLDEST_VERSION = (1, 19, 5)
 STATUS_PATH = "/gateway/health"
 _GENERATION = "@generation@"
 # SGLang closes an idle connection after 5 s and llama.cpp after 5 s too: ours must go first, or a request could be

@@ -11,10 +11,25 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
-from infer_dev_entry import fleet as f
 from infer_dev_entry.cgroup import OomWatch, find_memory_cgroup
 from infer_dev_entry.diagnosis.model import DISK_FULL, Diagnosis, Policy
 from infer_dev_entry.errors import EntryError, SupervisorError
+from infer_dev_entry.fleet.actions import (
+    Action,
+    Configure,
+    Kill,
+    LookAtGpus,
+    Probe,
+    Record,
+    Remember,
+    Report,
+    Route,
+    Start,
+    StartSupervisor,
+    Stop,
+    Sweep,
+)
+from infer_dev_entry.fleet.observations import GpuSeen, ProcessSeen, Result, StartSeen, SupervisorSeen, SweepSeen
 from infer_dev_entry.init.crashes import Crashes
 from infer_dev_entry.init.death import describe_diagnosis
 from infer_dev_entry.init.gateway import Gateways, GatewayTools
@@ -56,13 +71,11 @@ class Actor:
         environ: Mapping[str, str],
         reaper: Reaper,
         log: Any,
-        post: Callable[[f.Result], None],
+        post: Callable[[Result], None],
         poke: Callable[[], None],
     ) -> None:
         self._daemon = daemon
         self._owner = owner
-        self._environ = environ
-        self._reaper = reaper
         self._log = log
         self._post = post
         self._poke = poke
@@ -83,32 +96,32 @@ class Actor:
 
     # -- the dispatch
 
-    def act(self, action: f.Action) -> None:
+    def act(self, action: Action) -> None:
         """Start to carry out one action; never waits, never raises for expected trouble."""
         match action:
-            case f.Report(level=level, event=event, fields=fields):
+            case Report(level=level, event=event, fields=fields):
                 getattr(self._log, level)(event, **dict(fields))
-            case f.Configure(specs=specs):
+            case Configure(specs=specs):
                 self._run(self._configure(specs))
-            case f.StartSupervisor(specs=specs):
+            case StartSupervisor(specs=specs):
                 self._run(self._start_supervisor(specs))
-            case f.Start(spec=spec):
+            case Start(spec=spec):
                 self._run(self._start(spec))
-            case f.LookAtGpus(spec=spec):
+            case LookAtGpus(spec=spec):
                 self._run(self._look_at_gpus(spec))
-            case f.Stop(name=name):
+            case Stop(name=name):
                 self._run(self._stop(name))
-            case f.Probe():
+            case Probe():
                 self._run(self._probe(action))
-            case f.Route(spec=spec):
+            case Route(spec=spec):
                 self._gateways.door(spec).route(action)
-            case f.Remember(spec=spec, start=start):
+            case Remember(spec=spec, start=start):
                 self._run(asyncio.to_thread(self._prober.remember, spec, start))
-            case f.Record():
+            case Record():
                 self._run(self._crashes.record(action))
-            case f.Kill(name=name, evidence=evidence):
+            case Kill(name=name, evidence=evidence):
                 self._run(self._kill(name, evidence))
-            case f.Sweep(name=name):
+            case Sweep(name=name):
                 self._run(self._sweep(name, spare_main=True))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -126,14 +139,14 @@ class Actor:
     async def _start_supervisor(self, specs: tuple[ServerSpec, ...]) -> None:
         try:
             if await self.supervisord.start(specs):
-                self._post(f.SupervisorSeen(up=True))
+                self._post(SupervisorSeen(up=True))
                 self._poke()
         except (EntryError, OSError) as error:
-            self._post(f.SupervisorSeen(up=False, reason=str(error)))
+            self._post(SupervisorSeen(up=False, reason=str(error)))
 
     def _take_supervisor_exit(self, reason: str) -> None:
         self._watch.close()
-        self._post(f.SupervisorSeen(up=False, reason=reason))
+        self._post(SupervisorSeen(up=False, reason=reason))
 
     async def _configure(self, specs: tuple[ServerSpec, ...]) -> None:
         try:
@@ -143,7 +156,7 @@ class Actor:
         except (EntryError, OSError) as error:
             self._log.error("supervisor.update_failed", error=str(error))
 
-    async def see_processes(self, known_pids: Mapping[str, int]) -> tuple[f.ProcessSeen, ...]:
+    async def see_processes(self, known_pids: Mapping[str, int]) -> tuple[ProcessSeen, ...]:
         """Ask supervisord for every program, watch the new ones, and describe the ends of `known_pids`.
 
         Raises:
@@ -153,8 +166,8 @@ class Actor:
         self._oom.look()
         return tuple(await asyncio.gather(*(self._see_process(info, known_pids) for info in infos)))
 
-    async def _see_process(self, info: ProcessInfo, known_pids: Mapping[str, int]) -> f.ProcessSeen:
-        seen = f.ProcessSeen(name=info.name, statename=info.statename, pid=info.pid, ended="")
+    async def _see_process(self, info: ProcessInfo, known_pids: Mapping[str, int]) -> ProcessSeen:
+        seen = ProcessSeen(name=info.name, statename=info.statename, pid=info.pid, ended="")
         spec = self._specs.get(info.name)
         if info.pid:
             self._watch.watch(info.name, info.pid)
@@ -181,7 +194,7 @@ class Actor:
     # -- starts
 
     async def _look_at_gpus(self, spec: ServerSpec) -> None:
-        self._post(f.GpuSeen(name=spec.name, look=await self._gpus.look(spec.gpu_ids)))
+        self._post(GpuSeen(name=spec.name, look=await self._gpus.look(spec.gpu_ids)))
 
     async def _start(self, spec: ServerSpec) -> None:
         async with self._sweep_lock(spec.name):
@@ -191,26 +204,26 @@ class Actor:
                 await self.supervisord.apply()
                 self._post(await self._try_start(spec))
             except RpcFaultError as error:
-                self._post(f.StartSeen(name=spec.name, pid=0, problem=str(error), mend=await self._spawn_error(spec)))
+                self._post(StartSeen(name=spec.name, pid=0, problem=str(error), mend=await self._spawn_error(spec)))
             except (EntryError, OSError) as error:
                 self._post(_failed_start(spec, error))
         self._poke()
 
-    async def _try_start(self, spec: ServerSpec) -> f.StartSeen:
+    async def _try_start(self, spec: ServerSpec) -> StartSeen:
         taken = await find_taken_port(spec)
         if taken and (info := await self._read_process(spec.name)) and info.pid:
             # By this very server, whom the user has started meanwhile through supervisorctl.
             self._watch.watch(spec.name, info.pid)
-            return f.StartSeen(name=spec.name, pid=info.pid)
+            return StartSeen(name=spec.name, pid=info.pid)
         if taken:
             mend = "end that process, or set another port"
-            return f.StartSeen(name=spec.name, pid=0, problem=taken, mend=mend, outside=True)
+            return StartSeen(name=spec.name, pid=0, problem=taken, mend=mend, outside=True)
         if unfit_log := await asyncio.to_thread(log_file_problem, spec.log_file):
             problem = f"its log file {spec.log_file} {unfit_log}"
-            return f.StartSeen(name=spec.name, pid=0, problem=problem, mend="remove it, or set another log_file")
+            return StartSeen(name=spec.name, pid=0, problem=problem, mend="remove it, or set another log_file")
         past = await asyncio.to_thread(self._prepare, spec)
         if spec.gateway and (unfit := await self._gateways.door(spec).prepare(spec)):
-            return f.StartSeen(name=spec.name, pid=0, problem=unfit.reason, mend=unfit.mend)
+            return StartSeen(name=spec.name, pid=0, problem=unfit.reason, mend=unfit.mend)
         try:
             await self.supervisord.rpc.call("supervisor.startProcess", f"{GROUP}:{spec.name}", False)
         except RpcFaultError as error:
@@ -220,16 +233,16 @@ class Actor:
         info = await self._read_process(spec.name)
         if info is None:
             mend = f"see infer-dev logs {spec.name}"
-            return f.StartSeen(name=spec.name, pid=0, problem="supervisord does not know it", mend=mend)
+            return StartSeen(name=spec.name, pid=0, problem="supervisord does not know it", mend=mend)
         if not info.pid:
             self._oom.look()
             found = await self._diagnose(info, spec)
             problem = describe_diagnosis(found, secrets_of(spec.files))
-            seen = f.StartSeen(name=spec.name, pid=0, problem=problem, mend=found.mend)
+            seen = StartSeen(name=spec.name, pid=0, problem=problem, mend=found.mend)
             return replace(seen, kind=found.kind, policy=found.policy)
         self._watch.watch(spec.name, info.pid)
         self._crashes.see_process(spec, info.pid)
-        return f.StartSeen(name=spec.name, pid=info.pid, past=past)
+        return StartSeen(name=spec.name, pid=info.pid, past=past)
 
     async def _read_process(self, name: str) -> ProcessInfo | None:
         return next((info for info in await self.supervisord.rpc.read_processes() if info.name == name), None)
@@ -261,7 +274,7 @@ class Actor:
             self._log.error("server.stop_failed", server=name, error=str(error))
         self._poke()
 
-    async def _probe(self, ask: f.Probe) -> None:
+    async def _probe(self, ask: Probe) -> None:
         self._post(await self._prober.probe(ask))
         if ask.spec.gateway and not ask.starting:
             self._gateways.door(ask.spec).look()
@@ -279,7 +292,7 @@ class Actor:
             result = await end_leftovers(tracked, spare_below=self.supervisord.live_pid, spare_main=spare_main)
             if removed := remove_segments(self._watch.take_left_segments(name)):
                 self._log.info("server.shared_memory_removed", server=name, files=", ".join(removed))
-        self._post(f.SweepSeen(name=name, killed=result.killed, survivors=result.survivors))
+        self._post(SweepSeen(name=name, killed=result.killed, survivors=result.survivors))
 
     def _sweep_lock(self, name: str) -> asyncio.Lock:
         return self._sweep_locks.setdefault(name, asyncio.Lock())
@@ -294,12 +307,12 @@ class Actor:
                 os.unlink(f"{self._daemon.run_dir}/{name}")
 
 
-def _failed_start(spec: ServerSpec, error: Exception) -> f.StartSeen:
+def _failed_start(spec: ServerSpec, error: Exception) -> StartSeen:
     """What a start has met before there was a process. Room on a disk comes back without the server's doing."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             mend = "free space there; the run directory, the log directory and TMPDIR hold what a start writes"
-            return f.StartSeen(name=spec.name, pid=0, problem=str(error), mend=mend, kind=DISK_FULL, policy=Policy.WAIT)
+            return StartSeen(name=spec.name, pid=0, problem=str(error), mend=mend, kind=DISK_FULL, policy=Policy.WAIT)
         cause = cause.__cause__
-    return f.StartSeen(name=spec.name, pid=0, problem=str(error))
+    return StartSeen(name=spec.name, pid=0, problem=str(error))

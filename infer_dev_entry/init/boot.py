@@ -8,8 +8,9 @@ import os
 import signal
 from collections.abc import Iterable, Mapping
 
-from infer_dev_entry import fleet as f
 from infer_dev_entry.errors import BundleError, ConfigError, EntryError, InstallError, ModelError, SettingsError
+from infer_dev_entry.fleet import Fleet
+from infer_dev_entry.fleet.observations import ShutdownWish
 from infer_dev_entry.init.act import Actor
 from infer_dev_entry.init.control import serve_control
 from infer_dev_entry.init.loop import FleetLoop
@@ -249,7 +250,7 @@ class _Entry:
         if self._cmd_exit and not self._cmd_exit.done():
             signal_group(self._cmd_pid, number if self._stops == 1 else signal.SIGKILL)
         if self._stops > 1 and self._loop:
-            self._loop.wish(f.ShutdownWish(now=True))
+            self._loop.wish(ShutdownWish(now=True))
         self._stopping.set()
 
     def _take_parent_end(self) -> None:
@@ -268,7 +269,7 @@ class _Entry:
                 await self._boot
         loop = self._loop
         if loop is not None:
-            loop.wish(f.ShutdownWish(now=self._stops > 1))
+            loop.wish(ShutdownWish(now=self._stops > 1))
             await self._loop_task
             await loop.actor.supervisord.stop()
         await self._end_command(began)
@@ -310,7 +311,7 @@ class _Entry:
         if self._settings.log_format == "console" or (not self._settings.log_format and os.isatty(2)):
             LineWriter(2).write_line(line)
 
-    def _take_turn(self, fleet: f.Fleet) -> None:
+    def _take_turn(self, fleet: Fleet) -> None:
         if self._settings.log_mirror:
             self._mirror.follow({server.spec.name: server.spec.log_file for server in fleet.servers})
         if self._requests.keeper and self._requests.is_over():

@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infer_dev_entry import fleet as f
 from infer_dev_entry.cgroup import find_memory_cgroup
 from infer_dev_entry.diagnosis.model import Diagnosis
 from infer_dev_entry.dossier import Dossier, crash_dir, write_dossier
 from infer_dev_entry.errors import RunDirError
+from infer_dev_entry.fleet.actions import Record
 from infer_dev_entry.init.death import diagnose_death, exit_status
 from infer_dev_entry.init.owner import Owner, become_command
 from infer_dev_entry.init.reaper import Reaper
@@ -75,7 +75,7 @@ class Hang:
 class _Entry:
     """A dossier to be written."""
 
-    wish: f.Record
+    wish: Record
     scene: Scene
     hang: Hang
 
@@ -160,7 +160,7 @@ class Crashes:
 
     # -- dossiers
 
-    async def record(self, wish: f.Record) -> None:
+    async def record(self, wish: Record) -> None:
         """Write the dossier of a failure. While one of the same server is written, only the latest waits."""
         name = wish.spec.name
         scene = self._scenes.pop(name, Scene(ended_at=time.time()))

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from infer_dev_entry import fleet as f
+from infer_dev_entry.fleet.actions import Route
+from infer_dev_entry.fleet.observations import Result
 from infer_dev_entry.init.owner import Owner
 from infer_dev_entry.init.reaper import Reaper
 from infer_dev_entry.spec import ServerSpec
@@ -21,7 +22,7 @@ class GatewayTools:
     environ: Mapping[str, str]
     reaper: Reaper
     log: Any
-    post: Callable[[f.Result], None]
+    post: Callable[[Result], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ class Problem:
 class GatewayDoor(Protocol):
     """What an engine's door does. Outcomes of routing go back as `RouteSeen`."""
 
-    def route(self, route: f.Route) -> None:
+    def route(self, route: Route) -> None:
         """Remember what the gateway is to do, and have it do so soon; never waits, and the last one counts."""
 
     def look(self) -> None:

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from infer_dev_entry import fleet as f
 from infer_dev_entry.decide import decide
+from infer_dev_entry.decide.due import wake_at
 from infer_dev_entry.errors import SupervisorError
+from infer_dev_entry.fleet import Fleet, State, applied_specs, is_down, is_healthy
+from infer_dev_entry.fleet.observations import Observation, ProcessSeen, Result, Wish
 from infer_dev_entry.init.act import Actor
 from infer_dev_entry.spec import ServerSpec
 from infer_dev_entry.status import render_ready, status_rows
@@ -35,17 +37,17 @@ class FleetLoop:
         log: Any,
         *,
         on_ready: Callable[[str], None],
-        on_turn: Callable[[f.Fleet], None],
+        on_turn: Callable[[Fleet], None],
     ) -> None:
-        self.fleet = f.Fleet()
+        self.fleet = Fleet()
         self.turns = 0  # decisions taken; a wish has been taken in when this has grown
         self.actor = make_actor(self)
         self._log = log
         self._on_ready = on_ready
         self._on_turn = on_turn
-        self._results: list[f.Result] = []
-        self._wishes: list[f.Wish] = []
-        self._snapshot: tuple[float, tuple[f.ProcessSeen, ...]] | None = None
+        self._results: list[Result] = []
+        self._wishes: list[Wish] = []
+        self._snapshot: tuple[float, tuple[ProcessSeen, ...]] | None = None
         self._changed = asyncio.Event()
         self._poked = False
         self._polled_at = float("-inf")
@@ -58,12 +60,12 @@ class FleetLoop:
 
     # -- what others post
 
-    def post(self, result: f.Result) -> None:
+    def post(self, result: Result) -> None:
         """Take the outcome of an action."""
         self._results.append(result)
         self._changed.set()
 
-    def wish(self, wish: f.Wish) -> None:
+    def wish(self, wish: Wish) -> None:
         """Take a user's wish."""
         self._wishes.append(wish)
         self._changed.set()
@@ -77,7 +79,7 @@ class FleetLoop:
 
     async def run(self) -> None:
         """Turn until a shutdown is complete. Survives its own bugs: they are logged and the loop goes on."""
-        while not (self.fleet.shutting_down and f.is_down(self.fleet) and not self._wishes):
+        while not (self.fleet.shutting_down and is_down(self.fleet) and not self._wishes):
             try:
                 await self._turn()
             except asyncio.CancelledError:
@@ -92,7 +94,7 @@ class FleetLoop:
         seen = self._observe()
         self.fleet, actions = decide(self.fleet, seen)
         self.turns += 1
-        self.actor.know_specs(f.applied_specs(self.fleet))
+        self.actor.know_specs(applied_specs(self.fleet))
         for action in actions:
             self.actor.act(action)
         self._note_trees()
@@ -110,7 +112,7 @@ class FleetLoop:
     async def _wait(self) -> None:
         # A question under way answers by itself; one that is due meanwhile must not keep the loop turning.
         asks = self.fleet.supervisor_up and (self._polling is None or self._polling.done())
-        due = min(f.wake_at(self.fleet), self._poll_at if asks else float("inf"))
+        due = min(wake_at(self.fleet), self._poll_at if asks else float("inf"))
         delay = due - time.monotonic()
         if delay > 0 and not self._changed.is_set():
             with contextlib.suppress(TimeoutError):
@@ -119,11 +121,11 @@ class FleetLoop:
             await asyncio.sleep(0)  # signals and results get their turn, whatever is due
         self._changed.clear()
 
-    def _observe(self) -> f.Observation:
+    def _observe(self) -> Observation:
         results, self._results = self._results, []
         wishes, self._wishes = self._wishes, []
         snapshot, self._snapshot = self._snapshot, None
-        return f.Observation(
+        return Observation(
             now=time.monotonic(),
             wall=time.time(),
             jitter=random.random(),
@@ -137,7 +139,7 @@ class FleetLoop:
 
     @property
     def _settled(self) -> bool:
-        calm = (f.State.READY, f.State.STOPPED, f.State.FAILED, f.State.WAITING_GPU)
+        calm = (State.READY, State.STOPPED, State.FAILED, State.WAITING_GPU)
         return all(server.state in calm for server in self.fleet.servers)
 
     @property
@@ -174,11 +176,11 @@ class FleetLoop:
     # -- the greeting
 
     def _tell_if_ready(self) -> None:
-        healthy = bool(self.fleet.servers) and f.is_healthy(self.fleet) and not self.fleet.shutting_down
+        healthy = bool(self.fleet.servers) and is_healthy(self.fleet) and not self.fleet.shutting_down
         if healthy and not self._was_healthy and any(server.wanted for server in self.fleet.servers):
             rows = status_rows(self.fleet)
             self._log.info("fleet.ready", servers=len(rows), urls=" ".join(row["url"] for row in rows if row["url"]))
-            greeted, self._greeted = self._greeted, f.applied_specs(self.fleet)
+            greeted, self._greeted = self._greeted, applied_specs(self.fleet)
             for line in render_ready(rows, time.time()) if greeted != self._greeted else ():
                 self._on_ready(line)
         self._was_healthy = healthy

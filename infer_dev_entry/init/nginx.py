@@ -15,8 +15,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from infer_dev_entry import fleet as f
 from infer_dev_entry.errors import RunDirError
+from infer_dev_entry.fleet.actions import Route
 from infer_dev_entry.gateway.keys import ApiKey
 from infer_dev_entry.gateway.nginx import STATUS_PATH, render_nginx
 from infer_dev_entry.gateway.nginx_words import find_complaint, key_pattern
@@ -67,7 +67,7 @@ class NginxDoor:
 
     # -- what the actor asks for
 
-    def route(self, route: f.Route) -> None:
+    def route(self, route: Route) -> None:
         """Remember what nginx is to do, and have it do so soon."""
         self._follower.follow(route)
 
@@ -97,7 +97,7 @@ class NginxDoor:
 
     # -- keeping up
 
-    async def _look(self, route: f.Route) -> bool:
+    async def _look(self, route: Route) -> bool:
         """Rotate a log that is full; say whether the keys have changed, whatever comes of the log."""
         assert route.spec.gateway is not None
         try:
@@ -105,7 +105,7 @@ class NginxDoor:
         except OSError:
             return False
 
-    def _look_at_files(self, route: f.Route) -> bool:
+    def _look_at_files(self, route: Route) -> bool:
         gateway = route.spec.gateway
         assert gateway is not None
         spec = route.spec
@@ -120,12 +120,12 @@ class NginxDoor:
         self._log_problem = problem
         return self._keys.has_changed(gateway.api_keys_file)
 
-    async def _catch_up(self, route: f.Route) -> Problem | None:
+    async def _catch_up(self, route: Route) -> Problem | None:
         """Make the running nginx work by this route; returns what kept it from that."""
         async with self._lock:
             return await self._reload(route)
 
-    async def _reload(self, route: f.Route) -> Problem | None:
+    async def _reload(self, route: Route) -> Problem | None:
         began = time.monotonic()
         text, generation, secrets = await self._render(route.spec, route.ready)
         running = await self._wait_until_up(route)
@@ -150,7 +150,7 @@ class NginxDoor:
         self._log.info("gateway.routed", server=route.spec.name, ready=names or "none", took_ms=took_ms)
         return None
 
-    async def _wait_until_up(self, route: f.Route) -> str:
+    async def _wait_until_up(self, route: Route) -> str:
         """Wait for the status page, and return the generation on it; "" when none comes.
 
         Until nginx handles SIGHUP that signal ends it. By its handlers in /proc it cannot be told when that is: before
@@ -163,7 +163,7 @@ class NginxDoor:
             await asyncio.sleep(_PAUSE_S)
         return ""
 
-    async def _wait_until_loaded(self, route: f.Route, generation: str) -> bool:
+    async def _wait_until_loaded(self, route: Route, generation: str) -> bool:
         until = time.monotonic() + LOAD_TIMEOUT_S
         while time.monotonic() < until:
             if await _running_generation(route.spec) == generation:

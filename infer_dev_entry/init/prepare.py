@@ -53,7 +53,7 @@ async def find_taken_port(spec: ServerSpec) -> str:
 
 def _taken_port(spec: ServerSpec) -> str:
     """Say which of a server's ports somebody holds, and who; "" when all are free."""
-    host = LiveHost()  # a new one: it remembers what it saw
+    host = LiveHost()
     for port, address in ((spec.port, spec.host), *((port, "") for port in spec.more_ports)):
         holder = host.port_holder(address, port)
         if holder:

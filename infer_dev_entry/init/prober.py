@@ -9,8 +9,9 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
-from infer_dev_entry import fleet as f
 from infer_dev_entry.errors import RunDirError
+from infer_dev_entry.fleet.actions import Probe
+from infer_dev_entry.fleet.observations import ProbeSeen
 from infer_dev_entry.init.phase_watch import LogFollower
 from infer_dev_entry.phases import (
     Durations,
@@ -56,11 +57,11 @@ class Prober:
 
     # -- probes
 
-    async def probe(self, ask: f.Probe) -> f.ProbeSeen:
+    async def probe(self, ask: Probe) -> ProbeSeen:
         """Probe once, within the probe's timeout."""
         return await (self._probe_start(ask) if ask.starting else self._probe_life(ask))
 
-    async def _probe_start(self, ask: f.Probe) -> f.ProbeSeen:
+    async def _probe_start(self, ask: Probe) -> ProbeSeen:
         spec = ask.spec
         seen = await self._request(ask, spec.probe.timeout_s)
         if first_phase(spec.engine) or spec.probe.stall_timeout_s:
@@ -75,7 +76,7 @@ class Prober:
         # What the counters are at readiness is what the first look at them is compared with.
         return replace(seen, counters=await self._read_counters(ask))
 
-    async def _probe_life(self, ask: f.Probe) -> f.ProbeSeen:
+    async def _probe_life(self, ask: Probe) -> ProbeSeen:
         timeout_s = ask.spec.probe.timeout_s
         until = time.monotonic() + timeout_s
         counters = await self._read_counters(ask) if ask.trusts else None
@@ -89,18 +90,18 @@ class Prober:
             counters = await self._read_counters(ask, until)
         return replace(seen, counters=counters)
 
-    async def _request(self, ask: f.Probe, timeout_s: float) -> f.ProbeSeen:
+    async def _request(self, ask: Probe, timeout_s: float) -> ProbeSeen:
         timeout_s = max(0.0, round(timeout_s, 1 if timeout_s >= 1 else 2))  # people read it
         result = await run_probe(*_address(ask.spec), ask.path, timeout_s)
         return _seen(ask, ok=result.ok, status=result.status, reason=result.reason)
 
     # -- counters
 
-    def _pages(self, ask: f.Probe) -> tuple[str, ...]:
+    def _pages(self, ask: Probe) -> tuple[str, ...]:
         pid, pages = self._paths.get(ask.spec.name, (0, ()))
         return pages if pid == ask.pid else ask.spec.probe.progress_paths
 
-    async def _read_counters(self, ask: f.Probe, until: float = float("inf")) -> Counters | None:
+    async def _read_counters(self, ask: Probe, until: float = float("inf")) -> Counters | None:
         """Read the first page of counters that this process offers; what it does not offer is not asked for again.
 
         Before 0.5.17 SGLang's scheduler itself answers `/v1/loads`, and not within a long step; `/metrics` may then.
@@ -132,15 +133,15 @@ def _address(spec: ServerSpec) -> tuple[str, int]:
 
 
 def _seen(
-    ask: f.Probe,
+    ask: Probe,
     *,
     ok: bool,
     status: int,
     reason: str,
     counters: Counters | None = None,
     by_counters: bool = False,
-) -> f.ProbeSeen:
-    return f.ProbeSeen(
+) -> ProbeSeen:
+    return ProbeSeen(
         name=ask.spec.name,
         pid=ask.pid,
         ok=ok,

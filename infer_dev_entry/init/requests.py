@@ -7,8 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from infer_dev_entry import fleet as f
 from infer_dev_entry.errors import ConfigError, EntryError
+from infer_dev_entry.fleet import Fleet, is_down, is_healthy
+from infer_dev_entry.fleet.observations import PlanWish, StartWish, StopWish
 from infer_dev_entry.init.loop import FleetLoop
 from infer_dev_entry.render import DaemonSpec, render_conf
 from infer_dev_entry.spec import Plan, parse_plan
@@ -47,15 +48,15 @@ class Requests:
         if self._loop is not None:
             self._source = plan.source
             self._stop_all = False
-            self._loop.wish(f.PlanWish(specs=plan.servers))
+            self._loop.wish(PlanWish(specs=plan.servers))
 
     def is_over(self) -> bool:
         """True when a hand-started fleet was told to stop and has."""
-        return self._stop_all and self._loop is not None and f.is_down(self._loop.fleet)
+        return self._stop_all and self._loop is not None and is_down(self._loop.fleet)
 
     def status(self) -> dict[str, Any]:
         """Return the whole state as JSON data."""
-        fleet = self._loop.fleet if self._loop else f.Fleet()
+        fleet = self._loop.fleet if self._loop else Fleet()
         error = self.boot_error
         return {
             "ok": True,
@@ -63,7 +64,7 @@ class Requests:
             "stage": self.stage,
             "boot_error": str(error) if error else None,
             "exit_code": error.exit_code if error else 0,
-            "healthy": error is None and self.stage == "running" and f.is_healthy(fleet),
+            "healthy": error is None and self.stage == "running" and is_healthy(fleet),
             "shutting_down": fleet.shutting_down,
             "source": self._source,
             "turn": self._loop.turns if self._loop else 0,
@@ -125,5 +126,5 @@ class Requests:
                 return {"ok": False, "error": text, "kind": "unknown-server"}
         wanted = None if names is None else tuple(names)
         self._stop_all = op == "stop" and names is None
-        self._loop.wish(f.StopWish(names=wanted) if op == "stop" else f.StartWish(names=wanted))
+        self._loop.wish(StopWish(names=wanted) if op == "stop" else StartWish(names=wanted))
         return {"ok": True, "names": known if names is None else names}

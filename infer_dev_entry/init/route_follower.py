@@ -7,8 +7,9 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from infer_dev_entry import fleet as f
 from infer_dev_entry.errors import RunDirError
+from infer_dev_entry.fleet.actions import Route
+from infer_dev_entry.fleet.observations import RouteSeen
 from infer_dev_entry.init.gateway import GatewayTools, Problem
 
 
@@ -24,11 +25,11 @@ class RouteFollower:
     def __init__(
         self,
         tools: GatewayTools,
-        catch_up: Callable[[f.Route], Awaitable[Problem | None]],
+        catch_up: Callable[[Route], Awaitable[Problem | None]],
         *,
         verb: str,
         retry_s: float,
-        look: Callable[[f.Route], Awaitable[bool]] | None = None,
+        look: Callable[[Route], Awaitable[bool]] | None = None,
         look_s: float | None = None,
         notice: Callable[[], Problem | None] = lambda: None,
     ) -> None:
@@ -39,18 +40,18 @@ class RouteFollower:
         self._look = look
         self._look_s = look_s
         self._notice = notice
-        self._route: f.Route | None = None
-        self._told: f.RouteSeen | None = None
+        self._route: Route | None = None
+        self._told: RouteSeen | None = None
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
 
     @property
-    def route(self) -> f.Route | None:
+    def route(self) -> Route | None:
         """The last route that was given."""
         return self._route
 
-    def follow(self, route: f.Route) -> None:
+    def follow(self, route: Route) -> None:
         """Remember what the gateway is to do, and have it do so soon."""
         if self._route is None or self._route.pid != route.pid:
             self._told = None
@@ -63,7 +64,7 @@ class RouteFollower:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def is_current(self, route: f.Route) -> bool:
+    def is_current(self, route: Route) -> bool:
         """True while no other route has come."""
         return self._route is route
 
@@ -102,9 +103,9 @@ class RouteFollower:
         self._news.clear()
         return has_news
 
-    def _tell(self, route: f.Route, problem: Problem | None) -> None:
+    def _tell(self, route: Route, problem: Problem | None) -> None:
         shown = problem or self._notice()
-        seen = f.RouteSeen(name=route.spec.name, route=route)
+        seen = RouteSeen(name=route.spec.name, route=route)
         if shown is not None:
             seen = replace(seen, problem=shown.reason, mend=shown.mend)
         if seen == self._told or not self.is_current(route):

@@ -11,8 +11,8 @@ import secrets
 import time
 from pathlib import Path
 
-from infer_dev_entry import fleet as f
 from infer_dev_entry.errors import RunDirError
+from infer_dev_entry.fleet.actions import Route
 from infer_dev_entry.gateway.router import WORKERS_PATH, Worker, find_changes, parse_workers, render_worker
 from infer_dev_entry.init.gateway import GatewayTools, Problem
 from infer_dev_entry.init.route_follower import RouteFollower
@@ -44,7 +44,7 @@ class RouterDoor:
 
     # -- what the actor asks for
 
-    def route(self, route: f.Route) -> None:
+    def route(self, route: Route) -> None:
         """Remember who is ready, and have the router told soon."""
         self._follower.follow(route)
 
@@ -72,7 +72,7 @@ class RouterDoor:
 
     # -- keeping up
 
-    async def _catch_up(self, route: f.Route) -> Problem | None:
+    async def _catch_up(self, route: Route) -> Problem | None:
         """Make the router's workers the ready servers; returns what kept it from that."""
         began = time.monotonic()
         asked: dict[str, float] = {}
@@ -108,7 +108,7 @@ class RouterDoor:
         await asyncio.gather(*(self._ask(spec, *wishes[what]) for what in due))
 
     def _find_problem(
-        self, route: f.Route, page: Page, missing: tuple[str, ...], extra: tuple[Worker, ...]
+        self, route: Route, page: Page, missing: tuple[str, ...], extra: tuple[Worker, ...]
     ) -> Problem | None:
         if not self._follower.is_current(route):
             return None  # other news has come, or it has ended
@@ -120,7 +120,7 @@ class RouterDoor:
         keeps = f"{' and keeps ' if missing else ' '}{', '.join(worker.url for worker in extra)}" if extra else ""
         return Problem(reason=f"the router {lacks}{keeps}", mend=mend)
 
-    def _tell_routed(self, route: f.Route, began: float, *, changed: bool) -> None:
+    def _tell_routed(self, route: Route, began: float, *, changed: bool) -> None:
         if changed:
             names = " ".join(server.name for server in route.ready)
             took_ms = round(1000 * (time.monotonic() - began))
@@ -132,7 +132,7 @@ class RouterDoor:
         return await request_page(*where, method, path, _PAGE_TIMEOUT_S, body=body, api_key=self._key)
 
 
-def _urls(route: f.Route) -> tuple[str, ...]:
+def _urls(route: Route) -> tuple[str, ...]:
     assert route.spec.gateway is not None
     pool = route.spec.gateway.pool
     return tuple(server.url for server in route.ready if server.name in pool)

@@ -17,7 +17,6 @@ from infer_dev_entry.policy.checked import as_number, is_text
 from infer_dev_entry.policy.model import Policy
 from infer_dev_entry.policy.strict_json import parse_json
 
-SCHEMA_NAME = "policies"
 MAX_CANDIDATES = 16
 MAX_ACTION_CHARACTERS = 60
 MAX_RATIONALE_CHARACTERS = 240

@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from infer_dev_entry.decide import decide
-from infer_dev_entry.fleet import Action, Fleet, Observation, ProbeSeen, ProcessSeen, Server, StartSeen, SupervisorSeen
+from infer_dev_entry.fleet import Fleet, Server
+from infer_dev_entry.fleet.actions import Action
+from infer_dev_entry.fleet.observations import Observation, ProbeSeen, ProcessSeen, StartSeen, SupervisorSeen
 from infer_dev_entry.spec import GatewaySpec, ProbeSpec, RestartSpec, RouteSpec, ServerSpec
 
 PROBE = ProbeSpec(
@@ -78,7 +80,7 @@ class Story:
     """A fleet that lives through observations at chosen times; keeps the last actions."""
 
     def __init__(self, *specs: ServerSpec) -> None:
-        from infer_dev_entry.fleet import PlanWish
+        from infer_dev_entry.fleet.observations import PlanWish
 
         self.fleet = Fleet()
         self.now = 1000.0
@@ -131,6 +133,6 @@ def of_type(actions: tuple[Action, ...] | list[Action], kind: type) -> list[Any]
 
 def events(actions: tuple[Action, ...] | list[Action]) -> list[str]:
     """Return the names of the reported events."""
-    from infer_dev_entry.fleet import Report
+    from infer_dev_entry.fleet.actions import Report
 
     return [action.event for action in actions if isinstance(action, Report)]

@@ -19,11 +19,12 @@ DOCTOR = (
 )
 POLICY = ("model", "energy", "checked", "forms", "score", "strict_json", "answer", "prompt", "generate")
 PURE = (
-    *("errors.py", "variables.py", "settings.py", "spec.py", "render.py", "fleet.py", "status.py"),
+    *("errors.py", "variables.py", "settings.py", "spec.py", "render.py", "status.py"),
     *("phases.py", "progress.py", "startup.py", "gpu_wait.py", "redact.py"),
     *(f"doctor/{name}.py" for name in DOCTOR),
     *(f"client/{name}.py" for name in ("model", "options", "answers", "failures", "sse", "toml")),
     *("smoke/rows.py", "smoke/facts.py"),
+    *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "fleet").glob("*.py")),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "decide").glob("*.py")),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "diagnosis").glob("*.py")),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "gateway").glob("*.py")),

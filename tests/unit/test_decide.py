@@ -11,34 +11,23 @@ from hypothesis import strategies as st
 from make import PROBE, RESTART, Story, events, make_spec, of_type
 
 from infer_dev_entry.decide import decide
+from infer_dev_entry.decide.due import wake_at
+from infer_dev_entry.decide.failures import backoff_s
 from infer_dev_entry.decide.probes import STARTUP_PROBE_PERIOD_S
 from infer_dev_entry.decide.stops import KILL_RETRY_S
-from infer_dev_entry.fleet import (
-    Configure,
-    Fleet,
-    Kill,
+from infer_dev_entry.fleet import Fleet, State, is_down, is_healthy
+from infer_dev_entry.fleet.actions import Configure, Kill, Probe, Remember, Report, Start, StartSupervisor, Stop, Sweep
+from infer_dev_entry.fleet.observations import (
     Observation,
     PlanWish,
-    Probe,
     ProbeSeen,
     ProcessSeen,
-    Remember,
-    Report,
     ShutdownWish,
-    Start,
     StartSeen,
-    StartSupervisor,
     StartWish,
-    State,
-    Stop,
     StopWish,
     SupervisorSeen,
-    Sweep,
     SweepSeen,
-    backoff_s,
-    is_down,
-    is_healthy,
-    wake_at,
 )
 from infer_dev_entry.progress import Counters, Rank
 

@@ -8,17 +8,14 @@ import pytest
 from make import RESTART, Story, events, make_spec, of_type
 
 from infer_dev_entry.diagnosis.model import GPU_LOST, Policy
-from infer_dev_entry.fleet import (
-    Ending,
+from infer_dev_entry.fleet import Ending, State
+from infer_dev_entry.fleet.actions import Record, Report, Start
+from infer_dev_entry.fleet.observations import (
     PlanWish,
     ProcessSeen,
-    Record,
-    Report,
     ShutdownWish,
-    Start,
     StartSeen,
     StartWish,
-    State,
     StopWish,
     SweepSeen,
 )

@@ -7,20 +7,11 @@ from dataclasses import replace
 import pytest
 from make import PROBE, RESTART, Story, make_spec, of_type
 
+from infer_dev_entry.decide.due import wake_at
 from infer_dev_entry.diagnosis.model import Policy
-from infer_dev_entry.fleet import (
-    Kill,
-    Probe,
-    ProcessSeen,
-    Report,
-    Server,
-    ShutdownWish,
-    State,
-    Stop,
-    SweepSeen,
-    is_healthy,
-    wake_at,
-)
+from infer_dev_entry.fleet import Server, State, is_healthy
+from infer_dev_entry.fleet.actions import Kill, Probe, Report, Stop
+from infer_dev_entry.fleet.observations import ProcessSeen, ShutdownWish, SweepSeen
 from infer_dev_entry.status import render_ready, render_status_table, status_rows
 
 NOTE = "rank 1 of 2: watched by its process; rank 0 answers"

@@ -7,17 +7,9 @@ from dataclasses import replace
 from make import Story, events, make_gateway, make_spec, of_type
 from test_decide import make_counters
 
-from infer_dev_entry.fleet import (
-    PlanWish,
-    Route,
-    RouteSeen,
-    ShutdownWish,
-    Start,
-    State,
-    Stop,
-    StopWish,
-    is_healthy,
-)
+from infer_dev_entry.fleet import State, is_healthy
+from infer_dev_entry.fleet.actions import Route, Start, Stop
+from infer_dev_entry.fleet.observations import PlanWish, RouteSeen, ShutdownWish, StopWish
 from infer_dev_entry.status import status_row
 
 GATEWAY = make_gateway()

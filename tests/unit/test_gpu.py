@@ -27,11 +27,10 @@ class FakeNvml:
         count: int = 1,
         mig: bool = False,
         init_fails: bool = False,
-        processes_fail: bool = False,
         lost: tuple[int, ...] = (),
     ) -> None:
         self.lost = lost
-        self.count, self.mig, self.init_fails, self.processes_fail = count, mig, init_fails, processes_fail
+        self.count, self.mig, self.init_fails = count, mig, init_fails
         self.calls: list[str] = []
 
     def nvmlInit(self) -> None:
@@ -78,8 +77,6 @@ class FakeNvml:
         return ("mig", slot)
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: object) -> list[SimpleNamespace]:
-        if self.processes_fail:
-            raise self.NVMLError("no permission")
         return [SimpleNamespace(pid=7)]
 
 
@@ -111,10 +108,9 @@ def test_lost_gpu_hides_no_other() -> None:
     assert [one.index for one in door.use() or ()] == [0, 2]
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_use_reads_memory_even_when_processes_are_hidden(fails: bool) -> None:
-    (only,) = GpuDoor(FakeNvml(processes_fail=fails)).use() or ()
-    assert (only.used_bytes, only.total_bytes, only.pids) == (40, 100, () if fails else (7,))
+def test_use_reads_memory() -> None:
+    (only,) = GpuDoor(FakeNvml()).use() or ()
+    assert (only.used_bytes, only.total_bytes) == (40, 100)
 
 
 @pytest.mark.parametrize("nvml", [FakeNvml(init_fails=True), FakeNvml(count=-1)])

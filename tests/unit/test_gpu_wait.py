@@ -8,18 +8,9 @@ from typing import Any
 import pytest
 from make import Story, events, make_spec, of_type
 
-from infer_dev_entry.fleet import (
-    GpuSeen,
-    LookAtGpus,
-    PlanWish,
-    Report,
-    Start,
-    StartSeen,
-    StartWish,
-    State,
-    StopWish,
-    SweepSeen,
-)
+from infer_dev_entry.fleet import State
+from infer_dev_entry.fleet.actions import LookAtGpus, Report, Start
+from infer_dev_entry.fleet.observations import GpuSeen, PlanWish, StartSeen, StartWish, StopWish, SweepSeen
 from infer_dev_entry.gpu_wait import (
     FLAT_S,
     NO_DRIVER,

@@ -13,7 +13,8 @@ from unittest import mock
 import pytest
 from make import make_gateway, make_spec
 
-from infer_dev_entry import fleet as f
+from infer_dev_entry.fleet.actions import Route
+from infer_dev_entry.fleet.observations import RouteSeen
 from infer_dev_entry.init import sglang_router as module
 from infer_dev_entry.init.gateway import GatewayTools
 from infer_dev_entry.init.sglang_router import RouterDoor
@@ -63,8 +64,8 @@ def router(monkeypatch: pytest.MonkeyPatch) -> Iterator[Router]:
     yield made
 
 
-def route(*ready: Any, pid: int = 7) -> f.Route:
-    return f.Route(spec=GATEWAY, pid=pid, ready=ready)
+def route(*ready: Any, pid: int = 7) -> Route:
+    return Route(spec=GATEWAY, pid=pid, ready=ready)
 
 
 class Run:
@@ -72,7 +73,7 @@ class Run:
 
     def __init__(self, router: Router) -> None:
         self.router = router
-        self.told: list[f.RouteSeen] = []
+        self.told: list[RouteSeen] = []
         self.log = mock.Mock()
         self.tools = GatewayTools(
             run_dir="/nowhere",
@@ -165,7 +166,7 @@ def test_news_that_come_meanwhile_count_and_the_old_ones_do_not(router: Router) 
     run = Run(router)
     run.live(take)
     assert router.asked == [f"POST {B.url}"]
-    assert run.told == [f.RouteSeen(name="gateway", route=route(B))]
+    assert run.told == [RouteSeen(name="gateway", route=route(B))]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_key_is_new_for_each_run_and_only_in_its_private_file(router: Router, tm
         async def main(spec: Any = spec) -> None:
             door = RouterDoor(Run(router).tools)
             assert await door.prepare(spec) is None
-            door.route(f.Route(spec=spec, pid=7, ready=(A,)))
+            door.route(Route(spec=spec, pid=7, ready=(A,)))
             await asyncio.sleep(0.02)
             door.close()
 

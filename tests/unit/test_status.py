@@ -7,7 +7,7 @@ import json
 import pytest
 from make import Story, make_spec
 
-from infer_dev_entry.fleet import GpuSeen
+from infer_dev_entry.fleet.observations import GpuSeen
 from infer_dev_entry.gpu_wait import NO_DRIVER
 from infer_dev_entry.status import (
     STATUS_KEYS,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from make import Story, make_spec, of_type
 
-from infer_dev_entry.fleet import Start, StartWish, State, StopWish
+from infer_dev_entry.fleet import State
+from infer_dev_entry.fleet.actions import Start
+from infer_dev_entry.fleet.observations import StartWish, StopWish
 
 FIRST = make_spec("a-0")
 SECOND = make_spec("a-1", port=30001, warm_after="a-0")
@@ -52,7 +54,8 @@ def test_restart_of_one_does_not_touch_or_wait_for_its_siblings() -> None:
     story.history.clear()
     story.process("EXITED", name="a-0", ended="killed by SIGKILL")
     story.process("EXITED", name="a-1", ended="killed by SIGKILL")
-    from infer_dev_entry.fleet import Kill, Stop, SweepSeen
+    from infer_dev_entry.fleet.actions import Kill, Stop
+    from infer_dev_entry.fleet.observations import SweepSeen
 
     story.see(results=(SweepSeen(name="a-0"), SweepSeen(name="a-1")))
     story.see(after=2.0)
