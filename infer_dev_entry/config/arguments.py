@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from infer_dev_entry.config.catalogue import Catalogue, index_flags, load_catalogue
+from infer_dev_entry.config.catalogue import Catalogue, index_flags, load_catalogue, version_key
 from infer_dev_entry.config.facts import Host
 from infer_dev_entry.config.faults import REFUSED, Faults, Path, shown
 from infer_dev_entry.config.flags import (
@@ -213,12 +213,27 @@ class ArgumentReader:
             replicas_at=instance.origin("replicas"),
             data_workers=arguments.data_workers,
         )
+        self._check_counters(instance, flags, arguments, values)
         if not _has_model(flags, arguments.private, arguments.extra_args, values):
             self._faults.add((*instance.path, "server"), *_missing_model(flags.profile))
         for name, why in flags.profile.refused_environment.items():
             variable, _, refused = name.partition("=")
             if instance.environment.get(variable) == refused:
                 self._faults.add((*instance.path, "env", variable), f"must not be {refused}", why)
+
+    def _check_counters(
+        self, instance: Instance, flags: Flags, arguments: Arguments, values: Mapping[str, object]
+    ) -> None:
+        """Warn where nothing tells a hang from a long prefill: `/v1/loads` came with SGLang 0.5.9."""
+        if flags.profile.name != "sglang" or not flags.installed or version_key(flags.versions[-1]) >= (0, 5, 9):
+            return
+        given = {**arguments.private, **values}.get("enable-metrics") or "--enable-metrics" in arguments.extra_args
+        if not given:
+            problem = (
+                f"SGLang {flags.versions[-1]} has no counters without enable_metrics: a prefill that outlasts the "
+            )
+            problem += "probes is taken for a hang"
+            self._faults.warn((*instance.path, "server"), problem, "set enable_metrics = true")
 
 
 def _full_name(name: str, flags: Flags) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from difflib import get_close_matches
 
-from infer_dev_entry.config.catalogue import Catalogue, versions_with
+from infer_dev_entry.config.catalogue import Catalogue, version_key, versions_with
 from infer_dev_entry.config.faults import REFUSED, Faults, Path, shown
 from infer_dev_entry.config.interpolate import typed
 from infer_dev_entry.engines import EngineProfile, FlagSpec
@@ -191,11 +191,6 @@ def _other_version(name: str, choice: object, flags: Flags) -> str:
     if newer:
         return f"needs {flags.profile.name} >= {newer[0]}, the oldest known to have it"
     return f"{flags.profile.name} {having[-1]} is the last known to have it" if having else ""
-
-
-def version_key(version: str) -> tuple[int, ...]:
-    """Order versions by the numbers they begin with: `0.5.10.post1` is 0.5.10 here."""
-    return tuple(int(part) for part in re.findall(r"\d+", re.match(r"[\d.]*", version)[0]))  # type: ignore[index]
 
 
 def _render_loosely(setting: Setting) -> tuple[str, ...]:

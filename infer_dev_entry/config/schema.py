@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 
 from infer_dev_entry.config.arguments import packaged_flags
+from infer_dev_entry.config.catalogue import version_key
 from infer_dev_entry.config.keys import (
     GATEWAY,
     GLOBAL_TABLES,
@@ -96,7 +97,7 @@ def _flags() -> Schema:
 
 
 def _flag(forms: list[FlagSpec]) -> Schema:
-    versions = sorted({version for form in forms for version in form.versions}, key=_version_key)
+    versions = sorted({version for form in forms for version in form.versions}, key=version_key)
     engines = [f"sglang {', '.join(versions)}"] if versions else []
     engines += ["llama_cpp"] if any(not form.versions for form in forms) else []
     schema: Schema = {"description": "; ".join(engines)}
@@ -123,10 +124,6 @@ def _shape(form: FlagSpec) -> str:
 def _enum(choices: list[str]) -> list[object]:
     numbers: list[object] = [int(choice) for choice in choices if choice.isdecimal()]
     return [*choices, *numbers, False]
-
-
-def _version_key(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
 
 
 def _shapes() -> dict[str, Schema]:

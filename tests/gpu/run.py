@@ -526,11 +526,17 @@ def two_gpus(bench: Bench) -> Mapping[str, Any]:
 
 
 def auto(bench: Bench) -> Mapping[str, Any]:
-    """`auto` takes the GPU that a foreign process leaves free; an update after the process has gone moves nobody."""
+    """`auto` takes the GPU that a foreign process leaves free; an update after the process has gone moves nobody.
+
+    One that replaces servers on all GPUs waits for the memory of those that are still on their way out.
+    """
     if bench.gpus < 2:
         raise SkipError(f"this machine has {bench.gpus} GPU")
     bench.stop_all()
-    first, second = (bench.instance(name, port, {"gpu_ids": "auto"}) for name, port in (("x", 30040), ("y", 30041)))
+    ports = {"x": 30040, "y": 30041, "z": 30042}
+    first, second, third = (
+        bench.instance(name, port, {"gpu_ids": "auto"}, mem_fraction_static=0.8) for name, port in ports.items()
+    )
     with bench.hog(HOG_LEAVES_BYTES):
         bench.serve(bench.write("auto.toml", first))
         before = bench.wait_ready("x", 120)
@@ -541,17 +547,24 @@ def auto(bench: Bench) -> Mapping[str, Any]:
     after = bench.row("x")
     check(row["gpu_ids"] == ["0"], f"the second was dealt {row['gpu_ids']}")
     check((after["pid"], after["gpu_ids"]) == (before["pid"], ["1"]), "the first was moved")
-    return {"first": before["gpu_ids"], "second": row["gpu_ids"], "nvidia_smi": seen}
+    since = bench.mark()
+    bench.serve(bench.write("auto.toml", third))
+    last = bench.wait_ready("z", 120)
+    check(last["restarts"] == 0, "the third was started into a GPU that was not free")
+    waited = [event["reason"] for event in bench.events("gpu.waiting", "z", since)]
+    check(waited or bench.args.fake, "the third did not wait")
+    return {"first": before["gpu_ids"], "second": row["gpu_ids"], "third_waited": waited, "nvidia_smi": seen}
 
 
 def oom_context(bench: Bench) -> Mapping[str, Any]:
-    """Start into a full GPU, and keep what the server says: gpu_ids "all" leaves the need unknown, so nothing waits."""
+    """Start into a full GPU, and keep what the server says: for so small a wish nothing waits."""
     name = "oom-context"
     if bench.args.fake:
         raise SkipError("a fake server takes no memory")
     bench.stop_all()
     with bench.hog(OOM_LEAVES_BYTES):
-        bench.serve(bench.write(f"{name}.toml", bench.instance(name, 30020, {"gpu_ids": "all"})))
+        wish = bench.instance(name, 30020, {"gpu_ids": "all"}, mem_fraction_static=0.003)
+        bench.serve(bench.write(f"{name}.toml", wish))
         row = bench.wait_row(name, "crashed", 60, lambda row: row["state"] in ("backoff", "failed") or row["restarts"])
         bench.cli("stop", name)
     crashed = bench.events("server.crashed", name)
@@ -681,7 +694,7 @@ STEPS: tuple[Step, ...] = (
     ("hog", 60, hog),
     ("drain", 20, drain),
     ("two-gpus", 110, two_gpus),
-    ("auto", 90, auto),
+    ("auto", 120, auto),
     ("second-instance", 110, second_instance),
     ("oom-context", 40, oom_context),
     ("crashes", 3, crashes),

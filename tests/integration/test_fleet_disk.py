@@ -104,6 +104,24 @@ def test_full_run_disk_harms_no_server_and_refused_changes_can_be_had_later(flee
     assert fleet.stop() == 0
 
 
+def test_start_that_has_no_room_for_its_files_waits_for_it_however_often_it_failed(fleet: Fleet) -> None:
+    restart = {"backoff_initial_s": 0.1, "backoff_max_s": 0.2, "max_restarts": 2}
+    fleet.write(server("a", free_port(), flags={"api_key": "k" * 100}, restart=restart))
+    fleet.start(prelude=small_disk(fleet, fleet.run_dir, "256k"))
+    real = fleet.run_dir
+    fleet.look_at(seen(fleet, real))
+    old_pid = fleet.wait_ready("a")["a"]["pid"]
+    filler = fill(seen(fleet, real))
+    fleet.kill_server("a")
+    crashed = fleet.wait_event("server.crashed", "a", count=6, **{"class": "disk-full"})
+    assert "No space left on device" in crashed["reason"]
+    assert "free space there" in crashed["mend"]
+    assert fleet.row("a")["state"] == "backoff"
+    filler.unlink()
+    fleet.wait_again("a", old_pid)
+    assert fleet.stop() == 0
+
+
 def test_supervisord_lost_while_the_run_disk_is_full_comes_back_once_there_is_room(fleet: Fleet) -> None:
     fleet.write(server("a", free_port()))
     fleet.start(prelude=small_disk(fleet, fleet.run_dir, "256k"))

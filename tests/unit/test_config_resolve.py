@@ -848,6 +848,22 @@ def test_replicas_get_names_ports_logs_and_files_of_their_own() -> None:
     assert second.argv[second.argv.index("--nccl-port") + 1] == "9001"
 
 
+@pytest.mark.parametrize(
+    ("version", "lines", "warns"),
+    [
+        ("0.5.7", "", True),
+        ("0.5.7", "enable_metrics = true", False),
+        ("0.5.7", 'extra_args = ["--enable-metrics"]', False),
+        ("0.5.17", "", False),
+        ("", "", False),  # any version may come
+    ],
+)
+def test_sglang_without_counters_is_told(version: str, lines: str, warns: bool) -> None:
+    warnings = plan_of(server(lines), FakeHost(sglang=version)).warnings
+    told = [warning for warning in warnings if "no counters without enable_metrics" in warning]
+    assert len(told) == warns
+
+
 def test_port_that_is_given_among_raw_words_is_dealt_to_nobody_else() -> None:
     raw = '[instance.a.server]\nmodel_path = "m"\nport = 30100\nextra_args = ["--nccl-port", "20000"]\n'
     a, b = plan_of(raw + '[instance.b.server]\nmodel_path = "m"\nport = 30000\n').servers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -56,6 +57,11 @@ def index_flags(forms: list[FlagSpec]) -> Mapping[str, tuple[FlagSpec, ...]]:
         for name in (form.name, *form.aliases):
             index[name] = (form, *index.get(name, ()))
     return index
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """Order versions by the numbers they begin with: `0.5.10.post1` is 0.5.10 here."""
+    return tuple(int(part) for part in re.findall(r"\d+", re.match(r"[\d.]*", version)[0]))  # type: ignore[index]
 
 
 def versions_with(catalogue: Catalogue, name: str, choice: str | None = None) -> tuple[str, ...]:
