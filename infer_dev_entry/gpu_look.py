@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
-from pathlib import Path
 
 from infer_dev_entry.gpu import GpuDoor
 from infer_dev_entry.gpu_wait import Holder, render_look
-from infer_dev_entry.procaccess import read_as_owner
-from infer_dev_entry.settings import MARK_VARIABLE
-
-_PROC = Path("/proc")
+from infer_dev_entry.procaccess import PROC, marks_above, read_links
 
 
 def main() -> None:
@@ -34,29 +29,14 @@ def describe_holder(pid: int, used_bytes: int) -> Holder | None:
 
     The driver may tell the host's pids, and ours under the same numbers are other processes, without a GPU.
     """
-    process = _PROC / str(pid)
+    process = PROC / str(pid)
     with contextlib.suppress(OSError):
-        if read_as_owner(process, lambda: _has_gpu(process)):
+        if any("/dev/nvidia" in link for link in read_links(process)):
             name = (process / "comm").read_text(errors="replace").strip()
-            return Holder(pid=pid, name=name, used_bytes=used_bytes, server=_read_server(process))
+            # SGLang's processes on a GPU have set their titles and lost the mark; the one above them has it.
+            mark = next(marks_above(pid), "")
+            return Holder(pid=pid, name=name, used_bytes=used_bytes, server=mark.rpartition("/")[2])
     return None
-
-
-def _has_gpu(process: Path) -> bool:
-    for name in os.listdir(process / "fd"):
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            if "/dev/nvidia" in os.readlink(process / "fd" / name):
-                return True
-    return False
-
-
-def _read_server(process: Path) -> str:
-    with contextlib.suppress(OSError):
-        for item in read_as_owner(process, (process / "environ").read_bytes).split(b"\0"):
-            key, _, value = item.decode(errors="replace").partition("=")
-            if key == MARK_VARIABLE:
-                return value.rpartition("/")[2]
-    return ""
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import re
 import socket
 import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from infer_dev_entry.config.facts import Gpu, Secret
@@ -18,10 +17,8 @@ from infer_dev_entry.config.faults import render_source
 from infer_dev_entry.errors import ConfigError
 from infer_dev_entry.gpu import GpuDoor
 from infer_dev_entry.private_log import log_file_problem
-from infer_dev_entry.procaccess import read_as_owner
-from infer_dev_entry.settings import MARK_VARIABLE
+from infer_dev_entry.procaccess import marks_above, read_links
 
-_MAX_ANCESTORS = 64
 MAX_CONFIG_BYTES = 1024 * 1024
 CACHE_NAME = ".sglang-flags.cache"  # beside the marker: it lives and dies with the environment that it describes
 _MAX_CACHE_BYTES = 4 * 1024 * 1024
@@ -133,22 +130,8 @@ class LiveHost:
 
     def _is_ours(self, pid: int) -> bool:
         """Whether the process or one above it carries our mark; one that sets its title may have lost its own."""
-        for _ in range(_MAX_ANCESTORS):
-            if self._own_mark is None or pid <= 1:
-                return False
-            if self._is_marked(pid):
-                return True
-            pid = _parent_of(self._proc, pid)
-        return False
-
-    def _is_marked(self, pid: int) -> bool:
-        needle = f"{MARK_VARIABLE}={self._own_mark}".encode()
-        try:
-            process = self._proc / str(pid)
-            variables = read_as_owner(process, (process / "environ").read_bytes).split(b"\0")
-        except OSError:
-            return False
-        return any(item.startswith(needle) for item in variables)
+        own = self._own_mark
+        return own is not None and any(mark.startswith(own) for mark in marks_above(pid, self._proc))
 
     def model_problem(self, path: str) -> str | None:
         """Why a model file or directory cannot be read."""
@@ -346,32 +329,16 @@ def _read_sockets(proc: Path, port: int) -> list[str]:
     return [inode for _, inode in sorted(found) if inode != "0"]
 
 
-def _parent_of(proc: Path, pid: int) -> int:
-    """Return the parent's pid, or 0 when the process is gone."""
-    try:
-        return int((proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
 def _pid_of_socket(proc: Path, inode: str) -> int | None:
     link = f"socket:[{inode}]"
     for process in proc.iterdir():
         if process.name.isdecimal():
             try:
-                if link in read_as_owner(process, partial(_read_links, process / "fd")):
+                if link in read_links(process):
                     return int(process.name)
             except OSError:
                 continue
     return None
-
-
-def _read_links(directory: Path) -> list[str]:
-    links = []
-    for entry in os.scandir(directory):
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            links.append(os.readlink(entry))
-    return links
 
 
 def _command_name(proc: Path, pid: int) -> str:

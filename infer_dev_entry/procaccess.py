@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from infer_dev_entry.settings import MARK_VARIABLE
+
 T = TypeVar("T")
+
+PROC = Path("/proc")
+_MARK = MARK_VARIABLE.encode()
+_MAX_ANCESTORS = 64
 
 _PR_GET_DUMPABLE = 3
 _PR_SET_DUMPABLE = 4
@@ -32,6 +38,53 @@ def read_as_owner(process: Path, read: Callable[[], T]) -> T:
             raise
     with _filesystem_ids(owner.st_uid, owner.st_gid):
         return read()
+
+
+def read_mark(process: Path) -> str:
+    """Return the mark `<fleet>/<server>` in a process's environment; "" when there is none, or none can be read.
+
+    A process that rewrote its title (setproctitle) has lost its environment; see `marks_above`.
+    """
+    with contextlib.suppress(OSError):
+        for item in read_as_owner(process, (process / "environ").read_bytes).split(b"\0"):
+            name, _, value = item.partition(b"=")
+            if name == _MARK:
+                return value.decode(errors="replace")
+    return ""
+
+
+def marks_above(pid: int, proc: Path = PROC) -> Iterator[str]:
+    """Yield the marks of a process and of those above it, as far as they have one."""
+    for _ in range(_MAX_ANCESTORS):
+        if pid <= 1:
+            return
+        process = proc / str(pid)
+        if mark := read_mark(process):
+            yield mark
+        pid = _read_parent(process)
+
+
+def _read_parent(process: Path) -> int:
+    """Return the parent's pid, or 0 when the process is gone."""
+    try:
+        return int((process / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def read_links(process: Path) -> list[str]:
+    """Return what the open files of a process are.
+
+    Raises:
+        OSError: the process is gone, or closed to us.
+    """
+    return read_as_owner(process, lambda: list(_links(process)))
+
+
+def _links(process: Path) -> Iterator[str]:
+    for entry in os.scandir(process / "fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            yield os.readlink(entry)
 
 
 @contextlib.contextmanager

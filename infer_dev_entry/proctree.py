@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from infer_dev_entry.procaccess import read_as_owner
-from infer_dev_entry.settings import MARK_VARIABLE
+from infer_dev_entry.procaccess import read_mark
 
 _PROC = Path("/proc")
 # Looks in a row that found nothing while processes were forked go on for so long, and for so many: on a busy machine
@@ -91,16 +90,9 @@ def find_descendants(processes: Mapping[int, ProcInfo], roots: Iterable[int]) ->
 
 
 def _is_marked(pid: int, prefix: str) -> bool:
-    """True when its environment carries a mark that equals `prefix`, or starts with it where it ends in `/`.
-
-    A process that rewrote its title (setproctitle) has lost its environment; track its descent as well.
-    """
-    needle = f"{MARK_VARIABLE}={prefix}".encode()
-    with contextlib.suppress(OSError):
-        process = _PROC / str(pid)
-        variables = read_as_owner(process, (process / "environ").read_bytes).split(b"\0")
-        return any(item == needle or (needle.endswith(b"/") and item.startswith(needle)) for item in variables)
-    return False
+    """True when its environment carries a mark that equals `prefix`, or starts with it where it ends in `/`."""
+    mark = read_mark(_PROC / str(pid))
+    return mark == prefix or (prefix.endswith("/") and mark.startswith(prefix))
 
 
 def read_marked_processes(prefix: str) -> tuple[dict[int, ProcInfo], set[int]]:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
-from infer_dev_entry.procaccess import read_as_owner
+from infer_dev_entry.procaccess import read_links
 
 SHM_DIR = "/dev/shm"
 # What SGLang makes for itself. What it maps besides, such as a store that several servers share, is not its own.
@@ -25,19 +24,13 @@ def read_segments(pids: Iterable[int], proc: Path = Path("/proc")) -> set[str]:
     found: set[str] = set()
     for pid in pids:
         with suppress(OSError):
-            found |= read_as_owner(proc / str(pid), partial(_open_segments, proc / str(pid)))
+            found |= set(filter(_is_segment, read_links(proc / str(pid))))
     return found
 
 
-def _open_segments(process: Path) -> set[str]:
-    found = set()
-    for name in os.listdir(process / "fd"):
-        with suppress(FileNotFoundError):  # closed meanwhile
-            target = os.readlink(process / "fd" / name)
-            folder, _, file = target.rpartition("/")
-            if folder == SHM_DIR and file.startswith(_FAMILIES) and not file.endswith(" (deleted)"):
-                found.add(target)
-    return found
+def _is_segment(target: str) -> bool:
+    folder, _, file = target.rpartition("/")
+    return folder == SHM_DIR and file.startswith(_FAMILIES) and not file.endswith(" (deleted)")
 
 
 def remove_segments(paths: Iterable[str]) -> list[str]:
