@@ -180,3 +180,9 @@ class ModelFilesError(EntryError):
     """A model's directory is not what its record says, or holds what infer-dev did not put there."""
 
     exit_code = 24
+
+
+def render_failure(error: EntryError) -> dict[str, object]:
+    """Return an error as a child of PID 1 answers it: `{"faults": […], "exit_code": N}`, for JSON."""
+    faults = list(error.faults) if isinstance(error, ConfigError) else [str(error)]
+    return {"faults": faults, "exit_code": error.exit_code}

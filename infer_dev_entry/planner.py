@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from infer_dev_entry.config import ResolveOptions, resolve
 from infer_dev_entry.config.facts import Placed
-from infer_dev_entry.errors import ConfigError, EntryError, SettingsError
+from infer_dev_entry.errors import EntryError, SettingsError, render_failure
 from infer_dev_entry.host import LiveHost, read_config
 from infer_dev_entry.install.activation import activated_environ
 from infer_dev_entry.install.marker import LINK_NAME, read_marker
@@ -112,10 +112,8 @@ def main() -> int:
     try:
         plan = make_plan(os.environ)
         answer = f'{{"plan": {render_plan(plan)}}}'
-    except ConfigError as error:
-        answer = json.dumps({"faults": error.faults, "exit_code": error.exit_code})
     except EntryError as error:
-        answer = json.dumps({"faults": [str(error)], "exit_code": error.exit_code})
+        answer = json.dumps(render_failure(error))
     write_private(sys.argv[1], answer)
     return 0
 

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Install, or roll back."""
-    from infer_dev_entry.install.child import Interrupted, interruptible
+    from infer_dev_entry.stage_child import Interrupted, interruptible
 
     settings = parse_settings(environ)
     for warning in settings.warnings:

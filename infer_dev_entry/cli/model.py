@@ -76,8 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Run one sub-command."""
-    from infer_dev_entry.install.child import Interrupted, interruptible
     from infer_dev_entry.models.progress import make_display
+    from infer_dev_entry.stage_child import Interrupted, interruptible
 
     settings = parse_settings(environ)
     progress = make_display(sys.stderr)
@@ -96,8 +96,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _pull(args: argparse.Namespace, settings: Settings, environ: Mapping[str, str], progress: ModelProgress) -> int:
-    from infer_dev_entry.init.owner import find_owner
-    from infer_dev_entry.install.child import become_owner, make_owned_dir
+    from infer_dev_entry.init.owner import become_owner, find_owner, make_owned_dir
     from infer_dev_entry.models.place import place_of
     from infer_dev_entry.models.pull import pull
     from infer_dev_entry.models.wishes import Hubs

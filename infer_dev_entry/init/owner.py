@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import pwd
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infer_dev_entry.errors import SettingsError
+from infer_dev_entry.errors import InstallError, SettingsError
 from infer_dev_entry.rundir import read_text
 from infer_dev_entry.settings import Settings
 
@@ -104,3 +105,36 @@ def is_mapped(id_map: str, number: int) -> bool:
     """Say whether an id exists by a uid_map or gid_map (user_namespaces(7)); an empty map says nothing."""
     ranges = [tuple(int(word) for word in line.split()) for line in id_map.splitlines()]
     return not ranges or any(first <= number < first + count for first, _, count in ranges)
+
+
+def become_owner(owner: Owner | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """Become that user for good, if it is given, and return its environment."""
+    if owner is None:
+        return dict(environ)
+    os.initgroups(owner.name, owner.gid)
+    os.setgid(owner.gid)
+    os.setuid(owner.uid)
+    os.umask(0o022)
+    return dict(environ) | dict(owner.home_environment)
+
+
+def make_owned_dir(path: str, owner: Owner, setting: str) -> None:
+    """Make a directory and what is missing above it, all owned by the user; `setting` is what names another one.
+
+    Raises:
+        InstallError: it cannot be made.
+    """
+    missing = []
+    while not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for folder in reversed(missing):
+        try:
+            os.mkdir(folder, 0o755)
+            os.chown(folder, owner.uid, owner.gid, follow_symlinks=False)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InstallError(
+                f"cannot make {folder}: {error.strerror}; mount a writable workspace, or set {setting}"
+            ) from error
