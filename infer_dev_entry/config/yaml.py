@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 
 from infer_dev_entry.config.faults import REFUSED, Faults, Path
-from infer_dev_entry.config.flags import Flags, MisfitError, Setting, read_settings, render_setting, render_value
+from infer_dev_entry.config.flag_values import MisfitError, render_value
+from infer_dev_entry.config.flags import Flags, Setting, read_settings, render_setting
 from infer_dev_entry.engines import FlagSpec
 
 MOVE = "move it to the server table"
