@@ -92,6 +92,21 @@ def test_real_sglang_log_is_classified(name: str, status: int, kind: str, policy
     assert bool(line) is not found.is_last
 
 
+@pytest.mark.parametrize(
+    ("name", "status"), [("main-killed", -9), ("hung", -9), ("sigterm-loading", -15), ("host-oom-scheduler", -9)]
+)
+def test_real_sglang_log_that_tells_no_cause_leaves_the_signal(name: str, status: int) -> None:
+    """Who killed it, and that it hung, others know: the kernel's counter, and whoever probed it."""
+    assert diagnose(read_log("sglang", name), status).kind == "killed"
+    assert diagnose(read_log("sglang", name), -9, oom="out of memory").kind == "host-oom"
+
+
+def test_every_real_log_is_looked_at() -> None:
+    looked_at = Path(__file__).read_text("utf-8")
+    unused = [path.name for path in DATA.glob("*-logs/*.log") if f'"{path.stem}"' not in looked_at]
+    assert unused == []
+
+
 def test_real_oom_kill_leaves_no_word_in_the_log_and_is_known_by_the_kernels() -> None:
     log = read_log("sglang", "host-oom")
     assert diagnose(log, -9).kind == "killed"
