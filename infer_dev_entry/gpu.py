@@ -65,6 +65,8 @@ class GpuDoor:
         lost: list[str] = []
         for gpu_id in gpu_ids if gpu_ids is not None else map(str, range(count)):
             try:
+                if gpu_ids is None and self._read_mig(nvml.nvmlDeviceGetHandleByIndex(int(gpu_id))):
+                    continue  # its memory is that of every slice, and others may have theirs
                 gpus.append(self._read_memory(gpu_id, describe))
             except nvml.NVMLError as error:
                 # Any other error is of an id that cannot be asked for here, as a MIG slice's often is.

@@ -94,6 +94,14 @@ class GpuWait:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Siblings:
+    """The servers that stay beside one on its GPUs, by name; those that `sure` use one hold memory there."""
+
+    names: frozenset[str] = frozenset()
+    sure: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """Whether the server may start. `reason` says why not, or what could not be seen. `lost`: waiting is in vain."""
 
@@ -130,18 +138,18 @@ def _given_share(spec: ServerSpec) -> float:
 
 
 def judge(
-    wait: GpuWait, look: GpuLook, *, now: float, share: float, wait_s: float, with_siblings: bool = False
+    wait: GpuWait, look: GpuLook, *, now: float, share: float, wait_s: float, siblings: Siblings | None = None
 ) -> tuple[GpuWait, Verdict]:
     """Take in a look and say whether the server may start. `share` of every GPU must be free (see `needed_share`).
 
-    With `with_siblings` other servers of ours are there to stay, and what they hold is as good as free: they were given
-    their parts. Where the driver does not tell what they hold, nothing is said about the rest.
+    What `siblings` hold is as good as free: they are there to stay, and were given their parts. Where the driver does
+    not tell what they hold, nothing is said about the rest.
     """
     if not look.is_there:
         return wait, Verdict(may_start=True)
     wait = _take_look(wait, look, now)
     late = now - (now if wait.since is None else wait.since) >= wait_s
-    enough = partial(_is_enough, share=share, with_siblings=with_siblings)
+    enough = partial(_is_enough, share=share, siblings=siblings or Siblings())
     verdict = _judge(wait, look, now=now, enough=enough, share=share, late=late)
     if verdict.may_start:
         baseline = tuple((gpu.gpu, gpu.unaccounted_bytes) for gpu in look.gpus)
@@ -149,11 +157,14 @@ def judge(
     return replace(wait, late=late), replace(verdict, retry_s=POLL_LATE_S if late else POLL_S)
 
 
-def _is_enough(gpu: GpuMemory, *, share: float, with_siblings: bool) -> bool:
-    siblings = [holder.used_bytes for holder in gpu.holders if holder.server]
-    if with_siblings and (not siblings or 0 in siblings):
+def _is_enough(gpu: GpuMemory, *, share: float, siblings: Siblings) -> bool:
+    held: dict[str, int] = {}
+    for holder in gpu.holders:
+        if holder.server in siblings.names:
+            held[holder.server] = held.get(holder.server, 0) + holder.used_bytes
+    if (siblings.names and not gpu.holders) or not all(held.get(name) for name in siblings.sure):
         return True
-    return gpu.free_bytes + (sum(siblings) if with_siblings else 0) >= share * gpu.total_bytes
+    return gpu.free_bytes + sum(held.values()) >= share * gpu.total_bytes
 
 
 def _judge(

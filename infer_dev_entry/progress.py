@@ -54,10 +54,20 @@ def has_served(before: Counters | None, now: Counters | None, *, since: float) -
     return bool(pairs) and all(new.stamp >= since and old.traffic != new.traffic for old, new in pairs)
 
 
+def remember(before: Counters | None, now: Counters | None) -> Counters | None:
+    """Return the last counters of each page: another one may answer next time."""
+    if before is None or now is None:
+        return now or before
+    pages = {rank.page for rank in now}
+    return (*(rank for rank in before if rank.page not in pages), *now)
+
+
 def _pairs(before: Counters | None, now: Counters | None) -> list[tuple[Rank, Rank]]:
-    if before is None or now is None or [rank.page for rank in before] != [rank.page for rank in now]:
+    pages = {rank.page for rank in now or ()}
+    old = [rank for rank in before or () if rank.page in pages]
+    if now is None or len(old) != len(now):
         return []
-    return list(zip(before, now, strict=True))
+    return list(zip(old, now, strict=True))
 
 
 def _advances(old: Rank, new: Rank) -> bool:

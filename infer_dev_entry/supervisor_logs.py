@@ -1,12 +1,15 @@
 """Have supervisord blot secrets out of the logs that it shows (supervisorctl's `tail`, its web page), as we do.
 
-Runs in supervisord's process. SGLang prints its whole list of arguments at the start, keys included. A part of a log
-may begin within a secret, where nothing says that it is one, so it is read from the beginning of its first line on.
+Runs in supervisord's only thread, so no call looks at more than `MOST_BYTES`. SGLang prints its whole list of arguments
+at the start, keys included. A part of a log may begin or end within a secret, where nothing says that it is one, so
+whole lines are looked at: more than was asked for comes back then.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import time
 from typing import Any
 
 from supervisor import http, rpcinterface
@@ -15,8 +18,12 @@ from supervisor.http import NOT_DONE_YET
 
 from infer_dev_entry.redact import redact_bytes
 
+MOST_BYTES = 256 * 1024
 # Lines beyond this are looked at in parts.
 LONGEST_LINE_BYTES = 64 * 1024
+# The end of a line that is still being written is shown after so long without more.
+QUIET_S = 1.0
+_OPEN_PASSWORD = re.compile(rb"(://[^\s/@:'\"]*:)[^\s@]+\Z")  # the `@` that would tell may be yet to come
 _read_file, _tail_file = rpcinterface.readFile, rpcinterface.tailFile
 
 
@@ -27,16 +34,21 @@ def redact_logs() -> None:
 
 
 def read_file(filename: str, offset: int, length: int) -> bytes:
-    """Read as supervisord does (a negative offset counts from the end), from the beginning of the first line on.
+    """Read whole lines; a negative offset counts from the end, and a length of 0 goes up to it, as in supervisord.
+
+    Of more than `MOST_BYTES` the last are returned.
 
     Raises:
         ValueError: BAD_ARGUMENTS, or FAILED to read.
     """
-    if offset < 0 and not length:
-        offset = max(0, _size_of(filename) + offset)
-    begin = find_line_start(filename, offset)
-    data: bytes = _read_file(filename, begin, length + offset - begin if length else length)
-    return redact_bytes(data)
+    if length < 0 or (offset < 0 and length):
+        raise ValueError("BAD_ARGUMENTS")
+    size = _size_of(filename)
+    begin = max(0, size + offset) if offset < 0 else offset
+    end = min(size, begin + length) if length else size
+    if begin >= end:
+        return b""
+    return _read_lines(filename, begin, end)
 
 
 def tail_file(filename: str, offset: int, length: int) -> list[Any]:
@@ -44,8 +56,16 @@ def tail_file(filename: str, offset: int, length: int) -> list[Any]:
     text, end, overflow = _tail_file(filename, offset, length)
     if not text:
         return [text, end, overflow]
-    begin = find_line_start(filename, max(0, end - length))
-    return [as_string(redact_bytes(_read_file(filename, begin, end - begin))), end, overflow]
+    return [as_string(_read_lines(filename, max(0, end - length), end)), end, overflow]
+
+
+def _read_lines(filename: str, begin: int, end: int) -> bytes:
+    begin = find_line_start(filename, max(begin, end - MOST_BYTES))
+    data: bytes = _read_file(filename, begin, end - begin)
+    if not data.endswith(b"\n"):
+        rest: bytes = _read_file(filename, end, LONGEST_LINE_BYTES)
+        data += rest[: rest.find(b"\n") + 1] or rest
+    return _redacted(data)
 
 
 def find_line_start(filename: str, offset: int) -> int:
@@ -55,10 +75,14 @@ def find_line_start(filename: str, offset: int) -> int:
         ValueError: FAILED to read.
     """
     if offset <= 0:
-        return offset  # the latter is refused by who reads
+        return 0
     back = max(0, offset - LONGEST_LINE_BYTES)
     before: bytes = _read_file(filename, back, offset - back)
     return back + before.rfind(b"\n") + 1
+
+
+def _redacted(data: bytes) -> bytes:
+    return _OPEN_PASSWORD.sub(rb"\1***", redact_bytes(data))
 
 
 def _size_of(filename: str) -> int:
@@ -69,21 +93,47 @@ def _size_of(filename: str) -> int:
 
 
 class RedactedTail(http.tail_f_producer):  # type: ignore[misc]
-    """What follows a log: whole lines (a progress bar's end with a carriage return), redacted."""
+    """What follows a log: whole lines, redacted; one that stays unfinished is shown, and once more when it is whole."""
+
+    sz: int
 
     def __init__(self, request: Any, filename: str, head: int) -> None:
         super().__init__(request, filename, head)
-        self._rest = b""
-        self.sz: int = find_line_start(filename, self.sz)
+        self.sz = find_line_start(filename, self.sz)
+        self._line = b""  # what is not shown yet, or was shown unfinished
+        self._grew_at = time.monotonic()
+        self._is_shown = False
 
     def more(self) -> Any:
-        """Return the next lines, or NOT_DONE_YET."""
-        data = super().more()
-        if not isinstance(data, bytes) or not data:
-            return data  # nothing new, the note that the file was truncated, or the end
-        data = self._rest + data
-        end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-        if not end and len(data) > LONGEST_LINE_BYTES:
-            end = len(data)
-        self._rest = data[end:]
-        return redact_bytes(data[:end]) if end else NOT_DONE_YET
+        """Return the next lines, NOT_DONE_YET, or nothing when the file cannot be read any more."""
+        try:
+            self._follow()
+            size = self._fsize()
+            if size < self.sz:
+                self.sz, self._line, self._is_shown = 0, b"", False
+                return b"==> File truncated <==\n"
+            self.file.seek(self.sz)
+            data = self.file.read(min(MOST_BYTES, size - self.sz))
+        except (OSError, ValueError):
+            return b""  # it was closed
+        self.sz += len(data)
+        return self._take(data)
+
+    def _take(self, data: bytes) -> Any:
+        now = time.monotonic()
+        if not data:
+            if not self._line or self._is_shown or now - self._grew_at < QUIET_S:
+                return NOT_DONE_YET
+            self._is_shown = True
+            return _redacted(self._line)
+        self._grew_at = now
+        text = self._line + data
+        end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+        if not end and len(text) > LONGEST_LINE_BYTES:
+            end = len(text)
+        self._line = text[end:]
+        if not end:
+            return NOT_DONE_YET
+        again = b"\n" if self._is_shown else b""
+        self._is_shown = False
+        return again + _redacted(text[:end])

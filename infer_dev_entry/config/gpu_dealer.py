@@ -174,7 +174,9 @@ class GpuDealer:
         size = need.per_replica
         there = len(self._free(need)) + len(kept) * size
         count = min(there // size, MAX_REPLICAS) if isinstance(need.replicas, str) else need.replicas
-        is_enough = count > 0 and there >= count * size
+        # How many GPUs there are, and so how many replicas, only the driver knows.
+        is_known = self._inventory is not None or not isinstance(need.replicas, str)
+        is_enough = is_known and count > 0 and there >= count * size
         if not is_enough and (need.is_sglang or isinstance(need.replicas, str)):
             self._report_lack(need, max(count, 1) * size, there)
             return (None,)
@@ -187,7 +189,7 @@ class GpuDealer:
         sets = [chosen[start : start + size] for start in range(0, len(chosen), size)]
         dealt = dict.fromkeys(missing, ()) | dict(zip(missing, sets, strict=False)) | kept
         self._check_compute(need, [item for ids in dealt.values() for item in ids])
-        self._check_count(need, dealt[0])
+        self._check_count(need, min(dealt.values(), key=len))
         return tuple(dealt[number] for number in range(count))
 
     def _report_lack(self, need: Need, wanted: int, there: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from infer_dev_entry.decide.turn import Turn
 from infer_dev_entry.fleet import Ending, Fleet, Server, State
 from infer_dev_entry.fleet.observations import GpuSeen
-from infer_dev_entry.gpu_wait import GpuWait, Verdict, judge, needed_share
+from infer_dev_entry.gpu_wait import GpuWait, Siblings, Verdict, judge, needed_share
 
 
 def take_gpus(turn: Turn, server: Server, seen: GpuSeen) -> None:
@@ -17,9 +17,9 @@ def take_gpus(turn: Turn, server: Server, seen: GpuSeen) -> None:
         turn.put(server)  # stopped, or started by the user, meanwhile
         return
     spec, before = server.spec, server.gpu_wait
-    share, shared = needed_share(spec, seen.look), shares_gpu(turn.fleet, server)
+    share, siblings = needed_share(spec, seen.look), find_siblings(turn.fleet, server)
     now = turn.seen.now
-    wait, verdict = judge(before, seen.look, now=now, share=share, wait_s=spec.gpu_wait_s, with_siblings=shared)
+    wait, verdict = judge(before, seen.look, now=now, share=share, wait_s=spec.gpu_wait_s, siblings=siblings)
     _report_gpus(turn, server, wait, verdict, seen)
     server = replace(server, gpu_wait=wait)
     if verdict.may_start:
@@ -49,14 +49,19 @@ def _report_gpus(turn: Turn, server: Server, wait: GpuWait, verdict: Verdict, se
         turn.report("info", "gpu.waiting", server, **told)
 
 
-def shares_gpu(fleet: Fleet, server: Server) -> bool:
-    """True when another server with a process is to go on beside this one on one of its GPUs."""
-    others = (
-        other
+def find_siblings(fleet: Fleet, server: Server) -> Siblings:
+    """Return the other servers with a process that are to go on beside this one on one of its GPUs."""
+    others = [
+        other.spec
         for other in fleet.servers
-        if other.spec.name != server.spec.name and (other.pid or other.starting) and other.ending is not Ending.STOP
-    )
-    return any(_overlaps(server.spec.gpu_ids, other.spec.gpu_ids) for other in others)
+        if other.spec.name != server.spec.name
+        and (other.pid or other.starting)
+        and other.ending is not Ending.STOP
+        and _overlaps(server.spec.gpu_ids, other.spec.gpu_ids)
+    ]
+    # On "all" nobody knows whether llama.cpp takes any.
+    sure = [spec.name for spec in others if spec.gpu_ids is not None or spec.min_gpus]
+    return Siblings(names=frozenset(spec.name for spec in others), sure=frozenset(sure))
 
 
 def _overlaps(one: tuple[str, ...] | None, other: tuple[str, ...] | None) -> bool:

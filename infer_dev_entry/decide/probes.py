@@ -9,7 +9,7 @@ from infer_dev_entry.decide.turn import Turn
 from infer_dev_entry.fleet import Ending, Server, State
 from infer_dev_entry.fleet.actions import Probe, Remember
 from infer_dev_entry.fleet.observations import ProbeSeen
-from infer_dev_entry.progress import describe_counters, is_working
+from infer_dev_entry.progress import describe_counters, is_working, remember
 from infer_dev_entry.startup import describe_start, left_s, take_log, take_readiness
 
 # While a server starts it is probed this often, whatever its liveness period: readiness is news, and a refused
@@ -83,7 +83,7 @@ def _note_loading(turn: Turn, server: Server, seen: ProbeSeen) -> None:
 
 def _take_good_probe(turn: Turn, server: Server, seen: ProbeSeen) -> None:
     unproved = server.unproved + 1 if seen.by_counters else 0
-    server = replace(server, counters=seen.counters or server.counters, unproved=unproved)
+    server = replace(server, counters=remember(server.counters, seen.counters), unproved=unproved)
     if seen.by_counters:
         server = replace(server, probe_at=server.probe_at - FRESH_SHARE * server.spec.probe.period_s)
     if server.ready_at is None:
@@ -119,7 +119,7 @@ def _ready(turn: Turn, server: Server) -> Server:
 
 def _take_bad_probe(turn: Turn, server: Server, seen: ProbeSeen) -> None:
     before = server.counters
-    server = replace(server, counters=seen.counters or before, unproved=0)
+    server = replace(server, counters=remember(before, seen.counters), unproved=0)
     if seen.counters is not None and is_working(before, seen.counters):
         _take_slow_probe(turn, server, seen)
         return

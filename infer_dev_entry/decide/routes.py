@@ -20,7 +20,7 @@ def route_if_changed(turn: Turn) -> None:
         route = Route(spec=server.spec, pid=server.pid, ready=_ready(turn.fleet, gateway))
         if route != server.routed:
             turn.actions.append(route)
-            turn.put(replace(server, routed=route))
+            turn.put(replace(server, routed=route, answered=None))
 
 
 def _ready(fleet: Fleet, gateway: GatewaySpec) -> tuple[ServerSpec, ...]:

@@ -53,8 +53,7 @@ class RouteFollower:
 
     def follow(self, route: Route) -> None:
         """Remember what the gateway is to do, and have it do so soon."""
-        if self._route is None or self._route.pid != route.pid:
-            self._told = None
+        self._told = None  # also of an equal one: another may have been in force meanwhile
         self._route = route
         self.wake()
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from make import Story, events, make_spec, of_type
 
-from infer_dev_entry.fleet import State
+from infer_dev_entry.decide.gpus import find_siblings
+from infer_dev_entry.fleet import Ending, Fleet, Server, State
 from infer_dev_entry.fleet.actions import LookAtGpus, Report, Start
 from infer_dev_entry.fleet.observations import GpuSeen, PlanWish, StartSeen, StartWish, StopWish, SweepSeen
 from infer_dev_entry.gpu_wait import (
@@ -20,6 +21,7 @@ from infer_dev_entry.gpu_wait import (
     GpuMemory,
     GpuWait,
     Holder,
+    Siblings,
     judge,
     needed_share,
     parse_look,
@@ -67,19 +69,29 @@ def test_first_look(wait: GpuWait, look: GpuLook, share: float, may_start: bool,
     assert not verdict.lost
 
 
+CPU_HELPER = Siblings(names=frozenset({"helper"}))
+B = Siblings(names=frozenset({"b"}), sure=frozenset({"b"}))
+B_AND_C = Siblings(names=frozenset({"b", "c"}), sure=frozenset({"b", "c"}))
+
+
 @pytest.mark.parametrize(
-    ("look", "may_start"),
+    ("look", "siblings", "may_start"),
     [
-        pytest.param(make_look(141, SIBLING, HOG), False, id="a hog beside a sibling"),
-        pytest.param(make_look(41, SIBLING), True, id="a sibling alone"),
-        pytest.param(make_look(141, SIBLING), False, id="a sibling and somebody hidden"),
-        pytest.param(make_look(141, replace(SIBLING, used_bytes=0)), True, id="a sibling of unknown size"),
-        pytest.param(make_look(141), True, id="a hidden sibling"),
+        pytest.param(make_look(141, SIBLING, HOG), B, False, id="a hog beside a sibling"),
+        pytest.param(make_look(101, SIBLING), B, True, id="a sibling, and room"),
+        pytest.param(make_look(141, SIBLING), B, False, id="a sibling and somebody hidden"),
+        pytest.param(make_look(141, replace(SIBLING, used_bytes=0)), B, True, id="a sibling of unknown size"),
+        pytest.param(make_look(141, HOG), B, True, id="a sibling that is not seen"),
+        pytest.param(make_look(141), B, True, id="nobody is seen"),
+        pytest.param(make_look(141, SIBLING), B_AND_C, True, id="one of two siblings is seen"),
+        pytest.param(make_look(141, HOG), CPU_HELPER, False, id="a hog, and a helper that may use no GPU"),
+        pytest.param(make_look(141), CPU_HELPER, True, id="a helper, and nobody is seen"),
+        pytest.param(make_look(141, SIBLING), Siblings(), False, id="a server of ours that leaves"),
     ],
 )
-def test_what_siblings_hold_is_as_good_as_free(look: GpuLook, may_start: bool) -> None:
-    assert judge(GpuWait(), look, now=0.0, share=0.4, wait_s=60, with_siblings=True)[1].may_start is may_start
-    assert not judge(GpuWait(), look, now=0.0, share=0.8, wait_s=60)[1].may_start
+def test_what_siblings_hold_is_as_good_as_free(look: GpuLook, siblings: Siblings, may_start: bool) -> None:
+    _, verdict = judge(GpuWait(), look, now=0.0, share=0.4, wait_s=60, siblings=siblings)
+    assert verdict.may_start is may_start
 
 
 def looks(wait: GpuWait, *steps: tuple[float, GpuLook], share: float = 0.4) -> tuple[GpuWait, Any]:
@@ -281,6 +293,18 @@ def test_server_on_its_way_out_is_waited_for_on_its_gpu() -> None:
     story.see(results=(SweepSeen(name="a"),))
     story.see(after=POLL_S, **seen(make_look(1), name="b"))
     assert story.server("b").starting
+
+
+def test_siblings_are_those_that_stay_on_one_of_its_gpus() -> None:
+    specs = {
+        "a": {}, "same": {}, "other": {"gpu_ids": ("1",)}, "all": {"gpu_ids": None, "min_gpus": 1},
+        "helper": {"gpu_ids": None, "engine": "llama_cpp"}, "cpu": {"gpu_ids": ()},
+    }  # fmt: skip
+    servers = tuple(Server(spec=on_gpu(name, **changes), pid=7) for name, changes in specs.items())
+    leaving = Server(spec=on_gpu("leaving"), pid=8, ending=Ending.STOP)
+    down = Server(spec=on_gpu("down"))
+    found = find_siblings(Fleet(servers=(*servers, leaving, down)), servers[0])
+    assert (found.names, found.sure) == ({"same", "all", "helper"}, {"same", "all"})
 
 
 def test_lost_gpu_holds_its_server_alone_until_it_is_started_by_hand() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infer_dev_entry.progress import Rank, describe_counters, has_served, is_working, parse_counters
+from infer_dev_entry.progress import Rank, describe_counters, has_served, is_working, parse_counters, remember
 
 # As SGLang 0.5.23 answered in the middle of a prefill in chunks: the request is neither running nor waiting.
 LOAD = {
@@ -97,6 +97,19 @@ def test_counters_of_two_pages_are_not_compared() -> None:
     assert before and now and len(before) == len(now)
     assert not is_working(before, now)
     assert not is_working(now, before)
+
+
+def test_pages_in_turn_are_each_compared_with_their_own() -> None:
+    """Before SGLang 0.5.17 `/v1/loads` may come too late now and then, and `/metrics` stands in for it."""
+    loads = [parse_counters(render_loads({**OLD_LOAD, "num_used_tokens": used})) for used in (1, 2, 2)]
+    metrics = [parse_counters(f"sglang:num_running_reqs 1\nsglang:prompt_tokens_total {n}\n") for n in (5, 6, 6)]
+    kept, working = None, []
+    for now in (loads[0], metrics[0], loads[1], metrics[1], loads[2], metrics[2]):
+        working.append(is_working(kept, now))
+        kept = remember(kept, now)
+    assert working == [False, False, True, True, False, False]
+    assert kept == (*loads[2], *metrics[2])
+    assert remember(kept, None) == kept
 
 
 @pytest.mark.parametrize(("since", "served"), [(101.0, True), (101.5, False)])
