@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 
 from infer_dev_entry.spec import ServerSpec
@@ -101,6 +99,9 @@ class Siblings:
     sure: frozenset[str] = frozenset()
 
 
+NO_SIBLINGS = Siblings()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """Whether the server may start. `reason` says why not, or what could not be seen. `lost`: waiting is in vain."""
@@ -138,7 +139,7 @@ def _given_share(spec: ServerSpec) -> float:
 
 
 def judge(
-    wait: GpuWait, look: GpuLook, *, now: float, share: float, wait_s: float, siblings: Siblings | None = None
+    wait: GpuWait, look: GpuLook, *, now: float, share: float, wait_s: float, siblings: Siblings = NO_SIBLINGS
 ) -> tuple[GpuWait, Verdict]:
     """Take in a look and say whether the server may start. `share` of every GPU must be free (see `needed_share`).
 
@@ -149,15 +150,14 @@ def judge(
         return wait, Verdict(may_start=True)
     wait = _take_look(wait, look, now)
     late = now - (now if wait.since is None else wait.since) >= wait_s
-    enough = partial(_is_enough, share=share, siblings=siblings or Siblings())
-    verdict = _judge(wait, look, now=now, enough=enough, share=share, late=late)
+    verdict = _judge(wait, look, now=now, share=share, siblings=siblings, late=late)
     if verdict.may_start:
         baseline = tuple((gpu.gpu, gpu.unaccounted_bytes) for gpu in look.gpus)
         return GpuWait(baseline=baseline or wait.baseline), verdict
     return replace(wait, late=late), replace(verdict, retry_s=POLL_LATE_S if late else POLL_S)
 
 
-def _is_enough(gpu: GpuMemory, *, share: float, siblings: Siblings) -> bool:
+def _is_enough(gpu: GpuMemory, share: float, siblings: Siblings) -> bool:
     held: dict[str, int] = {}
     for holder in gpu.holders:
         if holder.server in siblings.names:
@@ -167,9 +167,7 @@ def _is_enough(gpu: GpuMemory, *, share: float, siblings: Siblings) -> bool:
     return gpu.free_bytes + sum(held.values()) >= share * gpu.total_bytes
 
 
-def _judge(
-    wait: GpuWait, look: GpuLook, *, now: float, enough: Callable[[GpuMemory], bool], share: float, late: bool
-) -> Verdict:
+def _judge(wait: GpuWait, look: GpuLook, *, now: float, share: float, siblings: Siblings, late: bool) -> Verdict:
     missing = _missing(wait, look)
     if look.lost or (wait.baseline and late and (look.problem or missing)):
         return _lost(look, missing)
@@ -184,7 +182,7 @@ def _judge(
         over = ", ".join(f"{_gb(gpu.unaccounted_bytes)} on {gpu.label}" for gpu in freeing)
         return Verdict(may_start=False, reason=f"waits until the driver has given back its memory: {over}")
     for gpu in look.gpus:
-        if not enough(gpu):
+        if not _is_enough(gpu, share, siblings):
             return _too_little(gpu, share)
     return Verdict(may_start=True)
 

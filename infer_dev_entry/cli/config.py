@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from infer_dev_entry.config import Host, NoHost, resolve
+from infer_dev_entry.config.facts import Placed
 from infer_dev_entry.config.faults import SHORTEST_SECRET, is_secret
 from infer_dev_entry.config.instances import masked_environment
 from infer_dev_entry.control_client import read_placed
@@ -61,7 +62,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings = parse_settings(environ)
     if args.action == "check":
         return _check(args, settings, environ)
-    plan = _resolve(args, settings, environ, NoHostButGpus(args.gpus, environ))
+    placed = read_placed(environ) if args.gpus is None else {}
+    plan = _resolve(args, settings, environ, NoHostButGpus(args.gpus, environ), placed)
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(_render(args, plan, environ), end="")
@@ -94,7 +96,7 @@ def _check(args: argparse.Namespace, settings: Settings, environ: Mapping[str, s
     faults: tuple[str, ...] = ()
     plan = Plan(source="", servers=())
     try:
-        plan = _resolve(args, settings, environ, host)
+        plan = _resolve(args, settings, environ, host, {} if static else read_placed(environ))
     except ConfigError as error:
         faults = error.faults
     if args.json:
@@ -108,17 +110,22 @@ def _check(args: argparse.Namespace, settings: Settings, environ: Mapping[str, s
     return ConfigError.exit_code if faults else 0
 
 
-def _resolve(args: argparse.Namespace, settings: Settings, environ: Mapping[str, str], host: Host) -> Plan:
+def _resolve(
+    args: argparse.Namespace,
+    settings: Settings,
+    environ: Mapping[str, str],
+    host: Host,
+    placed: Mapping[str, Placed],
+) -> Plan:
     path = args.file or settings.config
     if not path:
         raise SettingsError(f"cannot read a config: neither FILE nor {PREFIX}CONFIG is given; name a TOML file")
-    is_here = args.gpus is None and not getattr(args, "static", False)
     options = resolve_options(
         settings,
         environ,
         run_dir=default_run_dir(environ),
         fleet_id=_fleet_id(environ),
-        placed=read_placed(environ) if is_here else None,
+        placed=placed,
     )
     return resolve(read_config(path), source=path, options=options, host=host)
 

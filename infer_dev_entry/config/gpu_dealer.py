@@ -15,6 +15,7 @@ from infer_dev_entry.config.keys import MAX_REPLICAS
 
 OLDEST_COMPUTE = (7, 5)  # SGLang's own check; below it the server refuses to start
 TRIED_COMPUTE = (8, 0)
+LOST_MEND = "look at it with nvidia-smi on the host, and re-create the container when it is well"
 
 # What others hold of a GPU counts in whole steps: a desktop's or the driver's own few hundred MB make none fuller.
 HELD_STEP_BYTES = 1024**3

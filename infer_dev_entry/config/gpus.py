@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from infer_dev_entry.config.facts import GpuSet, Host, Placed
 from infer_dev_entry.config.faults import Faults
-from infer_dev_entry.config.gpu_dealer import GpuDealer, Need
+from infer_dev_entry.config.gpu_dealer import LOST_MEND, GpuDealer, Need
 
 
 def deal_gpus(
@@ -80,5 +80,4 @@ def _warn_of_lost(
         takes_all = None in dealt[need.name] and need.parallel > 0
         for gpu in dealer.lost_gpus():
             if takes_all or str(gpu.index) in used:
-                mend = "look at it with nvidia-smi on the host, and re-create the container when it is well"
-                faults.warn(need.path, f"GPU {gpu.index} is lost: {gpu.lost}", mend)
+                faults.warn(need.path, f"GPU {gpu.index} is lost: {gpu.lost}", LOST_MEND)

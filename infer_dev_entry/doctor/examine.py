@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from infer_dev_entry.control_client import ask, find_placed
+from infer_dev_entry.control_client import STATUS_S, ask, find_placed
 from infer_dev_entry.doctor.download_checks import Download, check_coming, check_downloads, will_download
 from infer_dev_entry.doctor.downloads import lacking_sources, read_downloads
 from infer_dev_entry.doctor.environment import read_access, read_environment, read_installed
@@ -20,7 +20,7 @@ from infer_dev_entry.doctor.machine import SHM, read_disk, read_limits, read_mem
 from infer_dev_entry.doctor.machine_checks import check_disk, check_limits, check_memory, check_shm
 from infer_dev_entry.doctor.model_checks import check_model
 from infer_dev_entry.doctor.model_files import read_model
-from infer_dev_entry.doctor.plan_facts import PlanFacts, fleet_mark, read_plan
+from infer_dev_entry.doctor.plan_facts import PlanFacts, Question, fleet_mark, read_plan
 from infer_dev_entry.doctor.rows import GIB, MIB, Row, fail, warn
 from infer_dev_entry.doctor.vram_checks import check_vram
 from infer_dev_entry.doctor.wishes import Wish
@@ -30,7 +30,6 @@ from infer_dev_entry.host import LiveHost
 from infer_dev_entry.models.pull import is_offline
 from infer_dev_entry.settings import Settings, parse_settings
 
-STATUS_S = 2.0
 GPU_S = 20.0  # without persistence mode the driver wakes every GPU for the question, one after the other
 READ_S = 10.0
 HEADERS_S = 4.0  # for the headers of one model; what was not looked at by then is named
@@ -51,7 +50,8 @@ def examine(
     path = config_path or settings.config or str((status or {}).get("source") or "")
     inventory = facts.gpus if facts.cuda is not None else None
     placed = find_placed(status) if status else {}
-    plan = _read(lambda: read_plan(path, settings, environ, inventory, placed, door), _late_plan)
+    asked = Question(path=path, settings=settings, environ=environ, placed=placed)
+    plan = _read(lambda: read_plan(asked, inventory, door), _late_plan)
     door.close()
     downloads = _read(lambda: read_downloads(path, settings, environ), lambda _reason: ())
     return (

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from infer_dev_entry.config.facts import Gpu
-from infer_dev_entry.config.gpu_dealer import OLDEST_COMPUTE, TRIED_COMPUTE
+from infer_dev_entry.config.gpu_dealer import LOST_MEND, OLDEST_COMPUTE, TRIED_COMPUTE
 from infer_dev_entry.doctor.rows import Row, fail, ok, size, skip, warn
 from infer_dev_entry.doctor.wishes import Wish
 
-LOST_MEND = "look at it with nvidia-smi on the host, and re-create the container when it is well"
 NO_DRIVER_MEND = "start the container with --gpus all (needs the NVIDIA container toolkit), or use engine llama_cpp"
 
 

@@ -28,6 +28,16 @@ class PlanFacts:
     wishes: tuple[Wish, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Which config is asked about, and where: `placed` are the servers that run here now."""
+
+    path: str
+    settings: Settings
+    environ: Mapping[str, str]
+    placed: Mapping[str, Placed]
+
+
 class _DoctorHost(LiveHost):
     """This machine, but for what the doctor looks at itself, in more detail: ports, models, and GPUs, already read."""
 
@@ -52,62 +62,36 @@ class _TextHost(NoHost):
         return expand_path(path)
 
 
-def read_plan(
-    path: str,
-    settings: Settings,
-    environ: Mapping[str, str],
-    gpus: tuple[Gpu, ...] | None,
-    placed: Mapping[str, Placed],
-    door: GpuDoor,
-) -> PlanFacts:
-    """Resolve the config against this machine, where servers may run already (`placed`: their GPUs)."""
-    if not path:
+def read_plan(asked: Question, gpus: tuple[Gpu, ...] | None, door: GpuDoor) -> PlanFacts:
+    """Resolve the config against this machine."""
+    if not asked.path:
         return PlanFacts(rows=(skip("config", "none is named: give CONFIG, or set AUTO_INFER_SGLANG_CONFIG"),))
     try:
-        text = read_config(path)
-        plan = _resolve(text, path, settings, environ, _DoctorHost(gpus, environ, door), placed)
+        plan = _resolve(asked, _DoctorHost(gpus, asked.environ, door))
     except ConfigError as error:
         faults = _limited([fail("config", fault) for fault in error.faults])
-        return PlanFacts(rows=faults, wishes=_read_on(path, settings, environ, gpus, placed))
+        return PlanFacts(rows=faults, wishes=_read_on(asked, gpus))
     warnings = [warn("config", warning) for warning in plan.warnings]
     count = f"{len(plan.servers)} server{'' if len(plan.servers) == 1 else 's'}"
     return PlanFacts(
-        rows=(ok("config", f"{path}: {count}"), *_limited(warnings)), wishes=tuple(map(read_wish, plan.servers))
+        rows=(ok("config", f"{asked.path}: {count}"), *_limited(warnings)), wishes=tuple(map(read_wish, plan.servers))
     )
 
 
-def _read_on(
-    path: str,
-    settings: Settings,
-    environ: Mapping[str, str],
-    gpus: tuple[Gpu, ...] | None,
-    placed: Mapping[str, Placed],
-) -> tuple[Wish, ...] | None:
-    for host in (_TextHost(gpus=gpus, environ=environ), _TextHost(environ=environ)):
+def _read_on(asked: Question, gpus: tuple[Gpu, ...] | None) -> tuple[Wish, ...] | None:
+    for host in (_TextHost(gpus=gpus, environ=asked.environ), _TextHost(environ=asked.environ)):
         try:
-            plan = _resolve(read_config(path), path, settings, environ, host, placed)
+            plan = _resolve(asked, host)
         except ConfigError:
             continue
         return tuple(map(read_wish, plan.servers))
     return None
 
 
-def _resolve(
-    text: str,
-    path: str,
-    settings: Settings,
-    environ: Mapping[str, str],
-    host: Host,
-    placed: Mapping[str, Placed],
-) -> Plan:
-    options = resolve_options(
-        settings,
-        environ,
-        run_dir=client_run_dir(environ),
-        fleet_id=fleet_mark(environ),
-        placed=placed,
-    )
-    return resolve(text, source=path, options=options, host=host)
+def _resolve(asked: Question, host: Host) -> Plan:
+    run_dir, fleet_id = client_run_dir(asked.environ), fleet_mark(asked.environ)
+    options = resolve_options(asked.settings, asked.environ, run_dir=run_dir, fleet_id=fleet_id, placed=asked.placed)
+    return resolve(read_config(asked.path), source=asked.path, options=options, host=host)
 
 
 def fleet_mark(environ: Mapping[str, str]) -> str:
