@@ -23,6 +23,7 @@ _RECREATE = (
     "re-create the container (docker compose up -d --force-recreate); if nvidia-smi fails on the host as well, reset "
     "or replace that GPU"
 )
+_WHO_KILLED = "find out who killed it: an out-of-memory killer (dmesg on the host), or a person"
 _SHM_MEND = "give the container more shared memory (SHM_SIZE in docker/.env, compose shm_size, docker run --shm-size)"
 _SIGBUS_SUMMARY = "a page of shared memory could not be had: /dev/shm is probably full"
 
@@ -391,7 +392,7 @@ RULES = (
         raised=(_E + r"Rank \d{1,5} scheduler died during initialization \(exit code: -9\)",),
         said=(r"Subprocess \S{1,80} \(pid=\d{1,9}\) crashed with exit code -9\b",),
         summary="one of its processes was killed",
-        mend="find out who killed it: an out-of-memory killer (dmesg on the host), or a person",
+        mend=_WHO_KILLED,
     ),
     Rule(
         kind="shm-full",
@@ -422,13 +423,13 @@ RULES = (
         engine="sglang",
         signals=(_SIGKILL,),
         summary="by somebody, or by SGLang itself, which does so when one of its processes has died",
-        mend="find out who killed it: an out-of-memory killer (dmesg on the host), or a person",
+        mend=_WHO_KILLED,
     ),
     Rule(
         kind="killed",
         policy=Policy.RETRY,
         signals=(_SIGKILL, _SIGTERM, _SIGINT, _SIGHUP, _SIGQUIT),
         summary="that was not infer-dev",
-        mend="find out who killed it: an out-of-memory killer (dmesg on the host), or a person",
+        mend=_WHO_KILLED,
     ),
 )
