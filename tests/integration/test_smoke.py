@@ -48,7 +48,7 @@ def check(faulty: FaultyServer, fault: str, *names: str, timeout_s: float = 5.0,
         ("sse-endless", "speed", "in 0.5 s"),
         ("sse-cut", "streaming", "without a finish_reason"),
         ("sse-at-once", "streaming", "came all at once"),
-        ("sse-by-size", "streaming", "came in 3 arrivals"),
+        ("sse-by-size", "streaming", "arrivals, the first after"),  # 3, or more on a busy machine
         ("sse-garbage", "streaming", "cannot be used"),
         ("cut", "chat", "or it broke"),
         ("garbage", "models", "or it broke"),
