@@ -26,6 +26,10 @@ PROBES = {**PROBE, "startup_deadline_s": 580, "period_s": 6.0, "timeout_s": 5.5,
 # A hang is found within this time.
 HANG_S = PROBES["failure_threshold"] * PROBES["period_s"] + PROBES["timeout_s"]
 
+# An answer that is still under way when the test has done what it does meanwhile: about 5 s here (400 tokens: 0.6 s,
+# which a machine with other work let pass). It has to fit into `max_total_tokens` and the model's positions.
+LONG_TOKENS = 2500
+
 FLAGS = {
     "load_format": "dummy",
     "device": "cpu",

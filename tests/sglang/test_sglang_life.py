@@ -15,11 +15,13 @@ import pytest
 from fleet import free_port, get
 from real_sglang import (
     HANG_S,
+    LONG_TOKENS,
     PROBES,
     READY_TIMEOUT_S,
     SglangFleet,
     Stream,
     chat,
+    copy_model,
     make_fleet,
     read_nccl_port,
     wait_pieces,
@@ -50,9 +52,10 @@ def started(home: Path, port: int) -> Iterator[SglangFleet]:
     with make_fleet(home) as fleet:
         (fleet.base / "site").mkdir()
         (fleet.base / "site" / "sitecustomize.py").write_text(_ESCAPE)
-        keys = {"api_key": KEY, "admin_api_key": ADMIN_KEY}
+        model = copy_model(home, fleet.base / "model", max_position_embeddings=4096)  # room for a long answer
+        flags = {"model_path": str(model), "api_key": KEY, "admin_api_key": ADMIN_KEY}
         env = {"PYTHONPATH": str(fleet.base / "site")}
-        fleet.write_sglang(fleet.sglang("chat", port, flags=keys, env=env), drain_timeout_s=90.0)
+        fleet.write_sglang(fleet.sglang("chat", port, flags=flags, env=env), drain_timeout_s=90.0)
         fleet.start()
         fleet.note_states("chat")
         yield fleet
@@ -163,7 +166,7 @@ def test_scheduler_that_stands_still_is_a_hang_found_in_time_and_recovered(fleet
     before = fleet.row("chat")
     old = fleet.server_pids()
     hangs = len(fleet.events("server.hung", "chat"))
-    stream = Stream(port, 1500, key=KEY)  # a request that runs is no proof of life when none of its tokens come
+    stream = Stream(port, LONG_TOKENS, key=KEY)  # a request that runs is no proof of life when none of its tokens come
     wait_pieces(stream, 5)
     fleet.kill(fleet.part("sglang::scheduler").pid, signal.SIGSTOP)
     # A path that a flag answers says nothing of it.
@@ -195,7 +198,7 @@ def test_port_that_is_taken_at_a_start_is_named_before_the_model_loads(
 
 @pytest.mark.core
 def test_container_stop_completes_the_stream_in_flight_and_exits_0(fleet: SglangFleet, port: int) -> None:
-    stream = Stream(port, 400, key=KEY)
+    stream = Stream(port, LONG_TOKENS, key=KEY)
     wait_pieces(stream, 20)
     held = fleet.segments()
     assert held
@@ -203,7 +206,7 @@ def test_container_stop_completes_the_stream_in_flight_and_exits_0(fleet: Sglang
     fleet.wait_state("chat", "draining")
     assert not stream.complete
     stream.join(90)
-    assert (stream.failure, stream.complete, stream.completion_tokens) == (None, True, 400)
+    assert (stream.failure, stream.complete, stream.completion_tokens) == (None, True, LONG_TOKENS)
     assert fleet.wait_exit(60) == 0
     assert fleet.wait_event("entry.stopped")["had_to_kill"] == []  # it left by itself
     assert fleet.members() == []
