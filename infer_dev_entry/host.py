@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import os
 import re
-import socket
 import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,20 +14,17 @@ from infer_dev_entry.config.facts import Gpu, Secret
 from infer_dev_entry.config.faults import render_source
 from infer_dev_entry.errors import ConfigError
 from infer_dev_entry.gpu import GpuDoor
+from infer_dev_entry.port_holder import describe_stranger, is_port_free
 from infer_dev_entry.private_log import log_file_problem
-from infer_dev_entry.procaccess import marks_above, read_links
+from infer_dev_entry.procaccess import marks_above
+from infer_dev_entry.regular_file import read_regular
+from infer_dev_entry.sglang_source import read_args_source
 
 MAX_CONFIG_BYTES = 1024 * 1024
 CACHE_NAME = ".sglang-flags.cache"  # beside the marker: it lives and dies with the environment that it describes
 _MAX_CACHE_BYTES = 4 * 1024 * 1024
 _MAX_SECRET_BYTES = 64 * 1024
-_LISTEN = "0A"
 _SYSTEM_PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-_DECLARES_FLAGS = (" A[", " Annotated[", ".add_argument(", "_CHOICES = ")
-_PARSER_LISTS = (
-    ("function_call/parser_names.py", "function_call/function_call_parser.py"),
-    ("parser/reasoning_parser_names.py", "parser/reasoning_parser.py"),
-)
 
 
 def read_config(path: str) -> str:
@@ -79,7 +74,7 @@ class LiveHost:
     ) -> None:
         self._own_mark = own_mark
         self._gpu_door = gpu_door or GpuDoor()
-        self._is_free = is_free or _is_free
+        self._is_free = is_free or is_port_free
         self._proc = Path(proc)
         self._environ = environ or {}
         self._cache_dir = cache_dir
@@ -122,11 +117,7 @@ class LiveHost:
         """Who holds a port that a server on `host` needs; our own processes do not count."""
         if self._is_free(host, port):
             return None
-        pids = [_pid_of_socket(self._proc, inode) for inode in _read_sockets(self._proc, port)]
-        strangers = [pid for pid in pids if pid and not self._is_ours(pid)]
-        if strangers:
-            return f"pid {strangers[0]} ({_command_name(self._proc, strangers[0])})"
-        return None if any(pids) else "another user's process, or one outside this container"
+        return describe_stranger(port, self._is_ours, self._proc)
 
     def _is_ours(self, pid: int) -> bool:
         """Whether the process or one above it carries our mark; one that sets its title may have lost its own."""
@@ -206,7 +197,7 @@ class LiveHost:
     def secret_file(self, path: str) -> Secret:
         """Read a key from a small regular file."""
         try:
-            data, mode = _read_regular(path, _MAX_SECRET_BYTES + 1)
+            data, info = read_regular(path, _MAX_SECRET_BYTES + 1)
             text = data.decode("utf-8").removesuffix("\n").removesuffix("\r")
         except OSError as error:
             return Secret(problem=(error.strerror or str(error)).lower())
@@ -214,7 +205,7 @@ class LiveHost:
             return Secret(problem="it is not UTF-8 text")
         if len(data) > _MAX_SECRET_BYTES:
             return Secret(problem=f"it is larger than {_MAX_SECRET_BYTES} bytes")
-        return Secret(text=text, warning="can be read by every user" if mode & stat.S_IROTH else "")
+        return Secret(text=text, warning="can be read by every user" if info.st_mode & stat.S_IROTH else "")
 
     def secret_variable(self, name: str) -> Secret:
         """Take a key from the environment that was given."""
@@ -231,23 +222,12 @@ class LiveHost:
 
     def sglang_args_source(self, python: str) -> tuple[str, str] | None:
         """Find the SGLang of an interpreter's environment by its files; nothing of it is run."""
-        if "/" not in python:
-            return None
-        for package in sorted(Path(python).absolute().parent.parent.glob("lib/python3*/site-packages/sglang")):
-            versions = [
-                entry.name.removeprefix("sglang-").removesuffix(".dist-info")
-                for entry in package.parent.glob("sglang-*.dist-info")
-            ]
-            try:
-                return (versions[0], _read_sources(package / "srt")) if versions else None
-            except (OSError, ValueError):
-                return None
-        return None
+        return read_args_source(python)
 
     def recall(self, key: str) -> str:
         """The text of the cache file, when it is there and was kept under this key."""
         try:
-            data, _ = _read_regular(f"{self._cache_dir}/{CACHE_NAME}", _MAX_CACHE_BYTES)
+            data, _ = read_regular(f"{self._cache_dir}/{CACHE_NAME}", _MAX_CACHE_BYTES)
             head, _, text = data.decode("utf-8").partition("\n")
         except (OSError, ValueError):
             return ""
@@ -269,80 +249,3 @@ class LiveHost:
                 os.replace(temporary, path)
             except OSError:
                 os.unlink(temporary)
-
-
-def _read_regular(path: str, limit: int) -> tuple[bytes, int]:
-    """Read the beginning of a regular file, with its mode. A FIFO that somebody has put there must not hang us.
-
-    Raises:
-        OSError: it cannot be read, or is something else.
-        ValueError: the path holds a NUL.
-    """
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        mode = os.fstat(file).st_mode
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "it is not a file")
-        parts = []
-        while limit > 0 and (part := os.read(file, limit)):
-            parts.append(part)
-            limit -= len(part)
-        return b"".join(parts), mode
-    finally:
-        os.close(file)
-
-
-def _read_sources(srt: Path) -> str:
-    """The modules that declare flags and list their choices, as one text; that of other modules would cost time."""
-    texts = [path.read_text("utf-8") for path in sorted((srt / "arg_groups").glob("**/*.py"))]
-    texts = [text for text in texts if any(mark in text for mark in _DECLARES_FLAGS)]
-    for names, registry in _PARSER_LISTS:  # newer versions keep the names in a small module of their own
-        path = next((path for name in (names, registry) if (path := srt / name).exists()), None)
-        texts += [path.read_text("utf-8")] if path else []
-    return "\n".join([*texts, (srt / "server_args.py").read_text("utf-8")])
-
-
-def _is_free(host: str, port: int) -> bool:
-    """Ask the kernel by binding, as the server will; reading /proc takes milliseconds. Names are not resolved."""
-    host = "127.0.0.1" if host == "localhost" else host.strip("[]") or "0.0.0.0"
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            socket.inet_pton(probe.family, host)
-            probe.bind((host, port))
-        except OSError as error:
-            return error.errno != errno.EADDRINUSE
-    return True
-
-
-def _read_sockets(proc: Path, port: int) -> list[str]:
-    """Read the inodes of the TCP sockets on a local port, listening ones first."""
-    found: list[tuple[bool, str]] = []
-    needle = f":{port:04X}"
-    for table in ("tcp", "tcp6"):
-        try:
-            lines = (proc / "net" / table).read_text("ascii").splitlines()[1:]
-        except OSError:
-            continue
-        rows = [line.split() for line in lines]
-        found += [(row[3] != _LISTEN, row[9]) for row in rows if len(row) > 9 and row[1].endswith(needle)]
-    return [inode for _, inode in sorted(found) if inode != "0"]
-
-
-def _pid_of_socket(proc: Path, inode: str) -> int | None:
-    link = f"socket:[{inode}]"
-    for process in proc.iterdir():
-        if process.name.isdecimal():
-            try:
-                if link in read_links(process):
-                    return int(process.name)
-            except OSError:
-                continue
-    return None
-
-
-def _command_name(proc: Path, pid: int) -> str:
-    try:
-        return (proc / str(pid) / "comm").read_text("utf-8", "replace").strip()
-    except OSError:
-        return "?"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 from contextlib import suppress
 from dataclasses import dataclass
+
+from infer_dev_entry.regular_file import open_regular
 
 TAIL_BYTES = 64 * 1024
 
@@ -40,14 +41,12 @@ def read_run(path: str, mark: LogMark | None, limit_bytes: int = TAIL_BYTES) -> 
 def _read_since(path: str, mark: LogMark | None, limit_bytes: int) -> tuple[int, bytes]:
     """Return a file's inode (0: there is none to read) and the end of what it has beyond `mark`."""
     with suppress(OSError):
-        # Whoever owns the directory may put a FIFO there, and its reader would wait for ever.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        handle = open_regular(path)
         try:
             info = os.fstat(handle)
-            if stat.S_ISREG(info.st_mode):
-                same = mark is not None and mark.inode == info.st_ino and mark.offset <= info.st_size
-                start = max(mark.offset if mark and same else 0, info.st_size - limit_bytes)
-                return info.st_ino, os.pread(handle, info.st_size - start, start)
+            same = mark is not None and mark.inode == info.st_ino and mark.offset <= info.st_size
+            start = max(mark.offset if mark and same else 0, info.st_size - limit_bytes)
+            return info.st_ino, os.pread(handle, info.st_size - start, start)
         finally:
             os.close(handle)
     return 0, b""

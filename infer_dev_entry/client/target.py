@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +11,7 @@ from infer_dev_entry.control_client import ask
 from infer_dev_entry.engines import ENGINE_NAMES, profile_of
 from infer_dev_entry.errors import ClientError, NotReadyError, RefusedKeyError, UnknownServerError
 from infer_dev_entry.redact import api_key_of
+from infer_dev_entry.regular_file import read_regular
 from infer_dev_entry.spec import FileSpec
 
 KEY_VARIABLE = "INFER_DEV_API_KEY"
@@ -194,11 +194,9 @@ def read_private(path: str) -> str:
     """Read a small private file of a server.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no file.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, encoding="utf-8", errors="replace") as file:
-        return file.read(_KEY_FILE_BYTES)
+    return read_regular(path, _KEY_FILE_BYTES)[0].decode("utf-8", "replace")
 
 
 def _check_key(key: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass
 
 from infer_dev_entry.phases import LONGEST_MARKER_BYTES, first_phase, latest_phase
+from infer_dev_entry.regular_file import open_regular
 
 # A log that grows faster than this between two looks (a second) is not read whole: its newest part is.
 _MAX_READ_BYTES = 256 * 1024
@@ -35,15 +35,13 @@ class LogFollower:
     def follow(self) -> bool | None:
         """Read on and note the phase; return whether the log has grown, or None when it cannot be read."""
         try:
-            # Whoever owns the directory may put a FIFO there, and its reader would wait for ever.
-            handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+            handle = open_regular(self.path)
         except FileNotFoundError:
             return False
         except OSError:
             return None
         try:
-            info = os.fstat(handle)
-            return self._read_on(handle, info) if stat.S_ISREG(info.st_mode) else None
+            return self._read_on(handle, os.fstat(handle))
         except OSError:
             return None
         finally:

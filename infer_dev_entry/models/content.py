@@ -10,6 +10,7 @@ from typing import Any
 
 from infer_dev_entry.models.listing import GIT_SHA1, RemoteFile
 from infer_dev_entry.models.record import KeptFile, ModelRecord
+from infer_dev_entry.regular_file import open_regular
 
 _READ_BYTES = 4 * 1024 * 1024
 
@@ -97,10 +98,8 @@ def hash_file(path: str, file: RemoteFile, advance: Callable[[int], None]) -> st
     Raises:
         OSError: it cannot be read, or is no regular file.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = open_regular(path)
     try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(0, "is no regular file")
         hashed = new_hash(file)
         while piece := os.read(handle, _READ_BYTES):
             hashed.update(piece)

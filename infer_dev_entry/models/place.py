@@ -8,7 +8,6 @@ import fcntl
 import os
 import re
 import shutil
-import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from infer_dev_entry.models.content import is_as_recorded
 from infer_dev_entry.models.progress import ModelProgress
 from infer_dev_entry.models.record import ModelRecord, parse_record, render_record
 from infer_dev_entry.models.wish import MARKER_NAME
+from infer_dev_entry.regular_file import read_regular
 
 MAX_RECORD_BYTES = 64 * 1024 * 1024
 # What staging knows of the files in it; it never reaches the model's place.
@@ -172,11 +172,8 @@ def place_of(target: str) -> Place:
 def read_record(folder: str) -> ModelRecord | None:
     """Return the record in a directory; None when it has none that can be read and believed."""
     try:
-        handle = os.open(f"{folder}/{MARKER_NAME}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                return None
-            return parse_record(file.read(MAX_RECORD_BYTES).decode("utf-8"))
+        data, _ = read_regular(f"{folder}/{MARKER_NAME}", MAX_RECORD_BYTES, follow=False)
+        return parse_record(data.decode("utf-8"))
     except (OSError, ValueError):
         return None
 

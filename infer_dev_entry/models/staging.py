@@ -18,6 +18,7 @@ from infer_dev_entry.models.listing import RemoteFile
 from infer_dev_entry.models.place import JOURNAL_NAME, Place, explained, read_record
 from infer_dev_entry.models.record import KeptFile, ModelRecord
 from infer_dev_entry.models.wish import MARKER_NAME, OWN_PREFIX
+from infer_dev_entry.regular_file import read_regular
 
 PARTS_NAME = ".infer-dev-parts"
 _MAX_JOURNAL_BYTES = 64 * 1024 * 1024
@@ -226,14 +227,10 @@ def _read_journal(path: str) -> list[KeptFile]:
     """Read the journal; a line that is cut off or no line of ours says nothing."""
     found = []
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                return []
-            lines = file.read(_MAX_JOURNAL_BYTES).decode("utf-8", "replace").splitlines()
+        data, _ = read_regular(path, _MAX_JOURNAL_BYTES, follow=False)
     except OSError:
         return []
-    for line in lines:
+    for line in data.decode("utf-8", "replace").splitlines():
         try:
             name, size, algorithm, digest, mtime_ns = json.loads(line)
             remote = RemoteFile(path=str(name), size=int(size), algorithm=str(algorithm), digest=str(digest))
