@@ -28,6 +28,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=30000)
     add("--load-s", type=float, default=0, help="bind this late; connections are refused until then")
+    add("--load-file", metavar="PATH", help="do not bind while this file exists")
     add("--loading-503-s", type=float, default=0, help="once bound, answer 503 for this long")
     add("--answer-503", action="store_true", help="answer 503 always")
     add("--hang-after-s", type=float, metavar="S", help="stop answering S after the bind, for good")
@@ -176,6 +177,9 @@ class FakeServer:
         if str(said).startswith("sleep "):  # for what comes through a router, which hands on the fields it knows alone
             delays = [str(said).split()[1]]
         time.sleep(float(str(delays[0] if delays else body.get("delay_s", 0))))
+        if str(said).startswith("until "):  # the test removes the file; nobody has to guess how long a test needs
+            while exists(str(said).removeprefix("until ")):
+                time.sleep(0.02)
         message = {"role": "assistant", "content": said}
         with self.lock:
             self.chats -= 1
@@ -289,6 +293,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         time.sleep(args.exit_after_s)
         end(args)
     time.sleep(args.load_s)
+    while exists(args.load_file):
+        time.sleep(0.02)
     if args.phases_s:
         log_phases(args)
     server = FakeServer(args)
@@ -303,8 +309,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         fork_grandchild(args, server.listener)  # before the threads, which do not survive a fork
     if args.flood_lines_per_s:
         spawn_thread(flood, args.flood_lines_per_s)
+    print(f"fake server on {args.host}:{args.port}", flush=True)  # first: a test that saw it serve may read the log
     spawn_thread(server.accept)
-    print(f"fake server on {args.host}:{args.port}", flush=True)
     timeout_s = None if ends_at is None else max(0.0, ends_at - time.monotonic())
     if not select.select([stop_read], [], [], timeout_s)[0]:
         end(args)
