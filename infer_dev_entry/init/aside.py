@@ -19,7 +19,8 @@ class Aside:
     """Does one thing at a time in a thread of its own, which nobody waits for at the end."""
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
+        self._over = threading.Event()
+        self._over.set()
 
     async def run(self, work: Callable[[], T], timeout_s: float) -> T:
         """Return what `work` returns, or raise what it raises.
@@ -27,30 +28,22 @@ class Aside:
         Raises:
             TimeoutError: it has not come back in time, or that of the call before still has not.
         """
-        if self._thread is not None and self._thread.is_alive() and not await self._ends_soon():
+        if not self._over.is_set():
             raise TimeoutError("the call before it does not come back")
+        self._over.clear()
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._thread = threading.Thread(target=_work, args=(work, done), daemon=True, name="aside")
-        self._thread.start()
+        threading.Thread(target=_work, args=(work, done, self._over), daemon=True, name="aside").start()
         return await asyncio.wait_for(done, timeout_s)
 
-    async def _ends_soon(self) -> bool:
-        """The thread of a call that is over may take a moment to end."""
-        assert self._thread is not None
-        for _ in range(5):
-            await asyncio.sleep(0.002)
-            if not self._thread.is_alive():
-                return True
-        return False
 
-
-def _work(work: Callable[[], Any], done: asyncio.Future[Any]) -> None:
+def _work(work: Callable[[], Any], done: asyncio.Future[Any], over: threading.Event) -> None:
     outcome: Any = None
     problem: BaseException | None = None
     try:
         outcome = work()
     except BaseException as error:
         problem = error
+    over.set()  # before the answer: who has it may call again at once
     with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
         done.get_loop().call_soon_threadsafe(_settle, done, outcome, problem)
 
