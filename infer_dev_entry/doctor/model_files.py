@@ -191,7 +191,7 @@ def _read_small(path: str, limit_bytes: int) -> bytes:
     with _open_regular(path) as (descriptor, file_bytes):
         if file_bytes > limit_bytes:
             raise _FileError(f"is {file_bytes} bytes large, and more than {limit_bytes} are not read")
-        return os.pread(descriptor, limit_bytes, 0)
+        return os.pread(descriptor, file_bytes, 0)
 
 
 @contextlib.contextmanager

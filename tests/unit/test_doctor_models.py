@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ def wish_for(path: Path | str, *words: str, engine: str = "sglang") -> Wish:
 
 def rows_of(path: Path, *words: str, engine: str = "sglang", tokenizer: Path | None = None) -> dict[str, Row]:
     wish = wish_for(path, *words, engine=engine)
-    found = read_model(str(path), limit_s=5)
-    rows = check_model(wish, found, read_model(str(tokenizer), limit_s=5) if tokenizer else None)
+    found = read_model(str(path), limit_s=60)
+    rows = check_model(wish, found, read_model(str(tokenizer), limit_s=60) if tokenizer else None)
     return {row.check.partition(" of ")[0]: row for row in rows}
 
 
@@ -154,9 +155,11 @@ def test_header_too_long_to_look_into_is_a_warning_and_is_not_read(tmp_path: Pat
     with (model / shard_name(1, 2)).open("wb") as file:
         file.write(struct.pack("<Q", 90_000_000))
         file.truncate(95_000_000)
-    begin = time.monotonic()
+    tracemalloc.start()
     row = rows_of(model)["weights"]
-    assert (str(row.verdict), time.monotonic() - begin < 2) == ("warn", True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (str(row.verdict), peak < 20_000_000) == ("warn", True)
     assert "too long to be looked into" in row.seen
 
 
