@@ -5,7 +5,7 @@ PY := .venv/bin/python
 INPUTS := pyproject.toml uv.lock tools/bootstrap.sh
 SGLANG_CPU_DIR ?= .cache/sglang-cpu
 SGLANG_BUDGET_S ?= 1500
-SGLANG_CORE_BUDGET_S ?= 420
+SGLANG_CORE_BUDGET_S ?= 900
 
 .PHONY: help run test check unit integration sglang sglang-core e2e image bench schema clean
 

@@ -102,7 +102,7 @@ class SglangFleet(Fleet):
                 found |= {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
         return {Path(target) for target in found if target.startswith("/dev/shm/sglang_loads_")}
 
-    def wait_gone(self, pids: set[int], timeout_s: float = 15) -> None:
+    def wait_gone(self, pids: set[int], timeout_s: float = 60) -> None:
         """Wait until none of these processes is left."""
         self.wait(lambda: not pids & {member.pid for member in self.members()}, timeout_s, f"{pids} to be gone")
 

@@ -16,7 +16,6 @@ from fleet import free_port, get
 from real_sglang import (
     HANG_S,
     LONG_TOKENS,
-    PROBES,
     READY_TIMEOUT_S,
     SglangFleet,
     Stream,
@@ -81,14 +80,15 @@ def stopped(fleet: SglangFleet) -> Iterator[SglangFleet]:
 
 @pytest.mark.core
 def test_start_goes_through_loading_to_ready(fleet: SglangFleet, port: int) -> None:
-    assert fleet.states == ["starting", "loading", "ready"]
+    assert fleet.states[-2:] == ["loading", "ready"]
+    assert fleet.events("server.started", "chat")
     # The port is bound only when the model is loaded; the log tells the phases meanwhile.
     assert any(f"port {port} refuses connections" in reason for reason in fleet.reasons)
     assert any("import for " in reason for reason in fleet.reasons)
     ready = fleet.events("server.ready", "chat")[0]
     notes = [note["elapsed_s"] for note in fleet.events("server.loading", "chat")]
     assert ready["after_s"] >= max(notes, default=0)
-    assert notes or ready["after_s"] < 20  # they come every 15 s
+    assert notes or ready["after_s"] < 30  # they come every 15 s
     row = fleet.row("chat")
     assert row["reason"] == ""
     assert not fleet.events("server.probe_failed", "chat")
@@ -116,7 +116,7 @@ def test_keys_are_in_no_command_line_no_answer_and_no_log_of_ours(fleet: SglangF
     assert all(shown.values())
     assert [what for what, text in shown.items() if KEY in text or ADMIN_KEY in text] == []
     # What supervisord is configured with, and the file that carries the keys, are for nobody else.
-    private = [path for path in fleet.run_dir.rglob("*") if path.is_file() and KEY in path.read_text(errors="replace")]
+    private = [path for path in fleet.run_dir.rglob("*") if KEY in read_if_file(path)]
     assert [path.relative_to(fleet.run_dir) for path in private] == [Path("config/chat.yaml")]
     assert private[0].stat().st_mode & 0o777 == 0o600
 
@@ -155,6 +155,14 @@ def test_process_that_is_killed_ends_in_a_ready_server_and_no_leftovers(
     assert len(fleet.find_processes("sleep", "7654321")) == 1
 
 
+def read_if_file(path: Path) -> str:
+    """Return a file's text; "" for what is none, or has gone meanwhile."""
+    try:
+        return path.read_text(errors="replace") if path.is_file() else ""
+    except FileNotFoundError:
+        return ""
+
+
 def find_dossier(fleet: SglangFleet, kind: str) -> dict[str, Any] | None:
     """The last one of this class."""
     dossiers = json.loads(fleet.cli("crashes", "chat", "--json").stdout)
@@ -170,12 +178,12 @@ def test_scheduler_that_stands_still_is_a_hang_found_in_time_and_recovered(fleet
     wait_pieces(stream, 5)
     fleet.kill(fleet.part("sglang::scheduler").pid, signal.SIGSTOP)
     # A path that a flag answers says nothing of it.
-    assert get(port, "/ready", timeout_s=5)[0] == 200
-    hung = fleet.wait_event("server.hung", "chat", count=hangs + 1, timeout_s=HANG_S + PROBES["period_s"])
+    assert get(port, "/ready", timeout_s=30)[0] == 200
+    hung = fleet.wait_event("server.hung", "chat", count=hangs + 1, timeout_s=HANG_S + 30)
     assert "4 probes in a row failed" in hung["reason"]
     fleet.wait_gone(old)
     assert fleet.events("server.evidence", "chat")[-1]
-    dossier = fleet.wait(lambda: find_dossier(fleet, "hung"), 15, "the dossier, which is written beside the restart")
+    dossier = fleet.wait(lambda: find_dossier(fleet, "hung"), 60, "the dossier, which is written beside the restart")
     assert KEY not in json.dumps(dossier)
     assert "launch_server" in dossier["stacks"]
     assert "sglang::scheduler" in dossier["stacks"]  # where it stands, although its main process is well
@@ -202,9 +210,12 @@ def test_container_stop_completes_the_stream_in_flight_and_exits_0(fleet: Sglang
     wait_pieces(stream, 20)
     held = fleet.segments()
     assert held
+    scheduler = fleet.part("sglang::scheduler").pid
+    fleet.kill(scheduler, signal.SIGSTOP)  # in flight for as long as we look, however fast the machine is
     os.kill(fleet.pid, signal.SIGTERM)
     fleet.wait_state("chat", "draining")
     assert not stream.complete
+    fleet.kill(scheduler, signal.SIGCONT)
     stream.join(90)
     assert (stream.failure, stream.complete, stream.completion_tokens) == (None, True, LONG_TOKENS)
     assert fleet.wait_exit(60) == 0

@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+from wait import wait_until
 
 from infer_dev_entry.bundle import hashing
 from infer_dev_entry.bundle.hashing import BackgroundHash
@@ -99,7 +100,12 @@ def test_abandon_ends_the_thread_without_the_rest(monkeypatch: pytest.MonkeyPatc
     background = make_hash(monkeypatch, fake)
     for _ in range(4):
         background.update(b"x")
-    releaser = threading.Timer(0.1, gate.set)
+
+    def release() -> None:
+        wait_until(lambda: background._abandoned, WAIT_S)
+        gate.set()
+
+    releaser = threading.Thread(target=release)
     releaser.start()
     background.abandon()
     releaser.join()

@@ -12,7 +12,7 @@ import pytest
 from infer_dev_entry.probe import Page, ProbeResult, read_page, run_probe
 
 
-async def probe_answering(answer: bytes, *, delay_s: float = 0.0, timeout_s: float = 2.0) -> ProbeResult:
+async def probe_answering(answer: bytes, *, delay_s: float = 0.0, timeout_s: float = 30.0) -> ProbeResult:
     """Probe a server that sends `answer` to whoever connects."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -70,7 +70,7 @@ def test_probe_of_an_unknown_host_is_no_exception() -> None:
     assert not asyncio.run(run_probe("256.0.0.1", 1, "/health", 1.0)).ok
 
 
-async def page_of(answer: bytes, *, delay_s: float = 0.0, timeout_s: float = 2.0) -> Page:
+async def page_of(answer: bytes, *, delay_s: float = 0.0, timeout_s: float = 30.0) -> Page:
     """Read a page from a server that sends `answer` to whoever connects."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

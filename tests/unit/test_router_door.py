@@ -60,7 +60,6 @@ def router(monkeypatch: pytest.MonkeyPatch) -> Iterator[Router]:
     made = Router()
     monkeypatch.setattr(module, "request_page", made.request_page)
     monkeypatch.setattr(module, "_PAUSE_S", 0.0)
-    monkeypatch.setattr(module, "SETTLE_TIMEOUT_S", 0.05)
     yield made
 
 
@@ -179,8 +178,9 @@ def test_news_that_come_meanwhile_count_and_the_old_ones_do_not(router: Router) 
     ],
 )  # fmt: skip
 def test_router_that_will_not_be_told_is_named_once(
-    router: Router, change: dict[str, object], reason: str, mend: str
+    router: Router, change: dict[str, object], reason: str, mend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "SETTLE_TIMEOUT_S", 0.5)
     router.workers = {"id9": "http://127.0.0.1:9"}
     for name, value in change.items():
         setattr(router, name, value)
