@@ -12,7 +12,7 @@ from typing import Any
 class ProbeSpec:
     """How a server is probed. Paths are HTTP paths; times are seconds; `timeout_s` is below `period_s`.
 
-    `progress_paths` are pages of counters, the best first (see `infer_dev_entry.progress`); with `counters_first` they
+    `progress_paths` are pages of counters, the best first (see `infer_dev_entry.counters`); with `counters_first` they
     are asked before the server is made to generate. A start whose log says nothing for `stall_timeout_s` is hung;
     0: never. A server that answers probes on a loopback port of their own names it as `port`; 0: on the server's. With
     `by_pid` nothing is asked of the server: it is ready while its process lives.

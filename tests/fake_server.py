@@ -134,7 +134,7 @@ class FakeServer:
         return any(map(exists, waits))
 
     def loads(self) -> dict[str, object]:
-        """What the fields are for is in infer_dev_entry.progress."""
+        """What the fields are for is in infer_dev_entry.counters."""
         prefilling = exists(self.args.prefill_file)
         if not exists(self.args.freeze_file):
             self.stamp = time.time()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from infer_dev_entry.counters import describe_counters, is_working, remember
 from infer_dev_entry.decide.failures import end_hung
 from infer_dev_entry.decide.turn import Turn
 from infer_dev_entry.fleet import Ending, Server, State
 from infer_dev_entry.fleet.actions import Probe, Remember
 from infer_dev_entry.fleet.observations import ProbeSeen
-from infer_dev_entry.progress import describe_counters, is_working, remember
 from infer_dev_entry.startup import describe_start, left_s, take_log, take_readiness
 
 # While a server starts it is probed this often, whatever its liveness period: readiness is news, and a refused

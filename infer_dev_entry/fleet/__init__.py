@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from infer_dev_entry.counters import Counters
 from infer_dev_entry.fleet.actions import Route
 from infer_dev_entry.gpu_wait import GpuWait
 from infer_dev_entry.phases import Durations
-from infer_dev_entry.progress import Counters
 from infer_dev_entry.spec import ServerSpec
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from infer_dev_entry.counters import Counters
 from infer_dev_entry.diagnosis.model import Policy
 from infer_dev_entry.phases import Durations
-from infer_dev_entry.progress import Counters
 from infer_dev_entry.spec import ServerSpec
 
 

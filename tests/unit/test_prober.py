@@ -14,12 +14,12 @@ from unittest import mock
 import pytest
 from make import PROBE, make_spec
 
+from infer_dev_entry.counters import Rank
 from infer_dev_entry.fleet.actions import Probe
 from infer_dev_entry.fleet.observations import ProbeSeen
 from infer_dev_entry.init import prober as module
 from infer_dev_entry.init.prober import Prober
 from infer_dev_entry.probe import Page, ProbeResult
-from infer_dev_entry.progress import Rank
 from infer_dev_entry.spec import FileSpec, ServerSpec
 
 SPEC = make_spec(

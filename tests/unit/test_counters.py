@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infer_dev_entry.progress import Rank, describe_counters, has_served, is_working, parse_counters, remember
+from infer_dev_entry.counters import Rank, describe_counters, has_served, is_working, parse_counters, remember
 
 # As SGLang 0.5.23 answered in the middle of a prefill in chunks: the request is neither running nor waiting.
 LOAD = {
