@@ -1,23 +1,19 @@
-"""A model's directory and what lies beside it: the staging directory, the lock, the one it replaced."""
+"""A model's directory and what lies beside it: the staging directory, the lock file, the one it replaced."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from infer_dev_entry.errors import ModelError, ModelFilesError
-from infer_dev_entry.install.lock import lock_holder, sign_lock
 from infer_dev_entry.install.records import sync_dir
 from infer_dev_entry.install.store import exchange_paths, explain_os_error
 from infer_dev_entry.models.content import is_as_recorded
-from infer_dev_entry.models.progress import ModelProgress
 from infer_dev_entry.models.record import ModelRecord, parse_record, render_record
 from infer_dev_entry.models.wish import MARKER_NAME
 from infer_dev_entry.regular_file import read_regular
@@ -25,10 +21,6 @@ from infer_dev_entry.regular_file import read_regular
 MAX_RECORD_BYTES = 64 * 1024 * 1024
 # What staging knows of the files in it; it never reaches the model's place.
 JOURNAL_NAME = ".infer-dev-verified.jsonl"
-# Another container's download of the same: as long as the boot stage itself may take.
-LOCK_TIMEOUT_S = 24 * 3600.0
-_POLL_S = 0.2
-_NOTE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,68 +186,6 @@ def write_record(folder: str, record: ModelRecord) -> None:
             os.fsync(handle)
         os.replace(f"{path}.new", path)
         sync_dir(folder)
-
-
-@contextlib.contextmanager
-def model_lock(place: Place, progress: ModelProgress, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
-    """Hold the lock of one model's directory; wait for whoever has it, also in another container, and say so.
-
-    Raises:
-        ModelError: the lock file cannot be made, or was not free in time.
-    """
-    with explained(f"cannot lock {place.target}"):
-        os.makedirs(place.parent, exist_ok=True)
-        handle = _open_lock(place.lock)
-    if handle is None:
-        yield
-        return
-    try:
-        _wait(handle, place, progress, timeout_s)
-        sign_lock(handle)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _open_lock(path: str) -> int | None:
-    """Open the lock file; None on a read-only volume without one, where nothing can be changed under us from here."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    except PermissionError:  # another user's, which can be locked all the same
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno != errno.EROFS:
-            raise
-    try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-
-
-def _wait(handle: int, place: Place, progress: ModelProgress, timeout_s: float) -> None:
-    began = time.monotonic()
-    noted = began - _NOTE_S
-    while not _try(handle, place):
-        now = time.monotonic()
-        if now - began > timeout_s:
-            raise ModelError(
-                f"cannot lock {place.target}: {lock_holder(handle)} has downloaded it for over {timeout_s:g} s; "
-                "end that download, or use another directory"
-            )
-        if now - noted >= _NOTE_S:
-            noted = now
-            progress.note(f"waiting for another download of {place.target}: {lock_holder(handle)}")
-        time.sleep(_POLL_S)
-
-
-def _try(handle: int, place: Place) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise ModelError(f"cannot lock {place.target}: {error.strerror}; its filesystem has no flock") from error
-    return True
 
 
 @contextlib.contextmanager

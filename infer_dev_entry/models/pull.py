@@ -13,7 +13,8 @@ from infer_dev_entry.models.content import file_fault, is_as_recorded
 from infer_dev_entry.models.fetch import Fetcher
 from infer_dev_entry.models.hub import Hub, HubError
 from infer_dev_entry.models.listing import Listing, RemoteFile, select_files
-from infer_dev_entry.models.place import Place, explained, model_lock, place_of, refuse_foreign, write_record
+from infer_dev_entry.models.lock import model_lock
+from infer_dev_entry.models.place import Place, explained, place_of, refuse_foreign, write_record
 from infer_dev_entry.models.progress import ModelProgress
 from infer_dev_entry.models.record import KeptFile, ModelRecord
 from infer_dev_entry.models.retry import Patience

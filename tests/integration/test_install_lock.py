@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from infer_dev_entry.errors import InstallError
-from infer_dev_entry.install import lock as lock_module
+from infer_dev_entry.file_lock import lock_holder
 from infer_dev_entry.install.lock import LockRefusedError, install_lock
 
 
@@ -65,7 +65,7 @@ def test_lock_file_with_odd_content_is_another_process(tmp_path: Path, text: str
     (tmp_path / "lock").write_text(text)
     handle = os.open(tmp_path / "lock", os.O_RDONLY)
     try:
-        assert lock_module.lock_holder(handle) == "another process"
+        assert lock_holder(handle) == "another process"
     finally:
         os.close(handle)
 
