@@ -9,6 +9,12 @@ class EntryError(Exception):
     exit_code = 1
 
 
+def with_exit_code(error: EntryError, code: int) -> EntryError:
+    """Return the error with the exit code of the process that it tells of; a signal's is none."""
+    error.exit_code = code if code > 0 else EntryError.exit_code
+    return error
+
+
 class ConfigError(EntryError):
     """A model config cannot be used. Holds every fault found, so that one run of the check shows them all."""
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from infer_dev_entry.control_client import ask, find_placed, is_running
-from infer_dev_entry.errors import EntryError, NotRunningError, RunDirError
+from infer_dev_entry.errors import EntryError, NotRunningError, RunDirError, with_exit_code
 from infer_dev_entry.rundir import default_run_dir
 from infer_dev_entry.settings import PREFIX, parse_settings
 from infer_dev_entry.spec import render_plan
@@ -123,22 +123,17 @@ def _wait_started(keeper: subprocess.Popen[bytes], environ: Mapping[str, str], l
             from infer_dev_entry.logtail import read_last_line
 
             text = f"cannot start the fleet: it exited with {keeper.returncode}: {read_last_line(log_path)}"
-            raise _with_code(EntryError(text), keeper.returncode)
+            raise with_exit_code(EntryError(text), keeper.returncode)
         try:
             answer = ask(environ, {"op": "status"})
         except NotRunningError:
             answer = {}
         if answer.get("boot_error"):
-            raise _with_code(EntryError(str(answer["boot_error"])), answer["exit_code"])
+            raise with_exit_code(EntryError(str(answer["boot_error"])), answer["exit_code"])
         if answer.get("stage") == "running" and (answer["servers"] or answer["source"]):
             return
         time.sleep(0.05)
     raise EntryError(f"cannot start the fleet: it does not answer after {START_TIMEOUT_S:g} s; see {log_path}")
-
-
-def _with_code(error: EntryError, code: int) -> EntryError:
-    error.exit_code = code if code > 0 else EntryError.exit_code
-    return error
 
 
 def _wait_ready(environ: Mapping[str, str], timeout_s: float) -> list[dict[str, Any]]:

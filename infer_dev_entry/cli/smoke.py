@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Check, print each row as it comes, and return 1 when one failed."""
-    from infer_dev_entry.smoke.rows import is_good, one_line, render_counts, render_json, render_row
+    from infer_dev_entry.foreign_text import one_line
+    from infer_dev_entry.smoke.rows import is_good, render_counts, render_json, render_row
     from infer_dev_entry.smoke.run import NAMES
 
     width = max(map(len, NAMES))

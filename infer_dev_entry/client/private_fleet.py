@@ -21,7 +21,15 @@ from typing import Any
 from infer_dev_entry.client.target import Target, choose_row, target_of_row
 from infer_dev_entry.client.toml import render_toml
 from infer_dev_entry.control_client import ask
-from infer_dev_entry.errors import ClientError, ConfigError, EntryError, NotReadyError, NotRunningError, RunDirError
+from infer_dev_entry.errors import (
+    ClientError,
+    ConfigError,
+    EntryError,
+    NotReadyError,
+    NotRunningError,
+    RunDirError,
+    with_exit_code,
+)
 from infer_dev_entry.logtail import read_last_line
 from infer_dev_entry.proctree import end_leftovers, track
 from infer_dev_entry.rundir import instance_tmp_dir, read_fleet_id, write_private
@@ -150,7 +158,7 @@ class PrivateFleet:
                 self._check_alive()
             answer = self._ask_status()
             if answer.get("boot_error"):
-                raise _with_code(EntryError(str(answer["boot_error"])), int(answer["exit_code"]))
+                raise with_exit_code(EntryError(str(answer["boot_error"])), int(answer["exit_code"]))
             rows = answer.get("servers", [])
             for row in rows:
                 if row["state"] == "failed":
@@ -176,7 +184,7 @@ class PrivateFleet:
         if self._entry is not None and self._entry.poll() is not None:
             code = self._entry.returncode
             last = read_last_line(f"{self._run_dir}/entry.log")
-            raise _with_code(EntryError(f"cannot start the servers: their entry exited with {code}: {last}"), code)
+            raise with_exit_code(EntryError(f"cannot start the servers: their entry exited with {code}: {last}"), code)
 
     # -- the end
 
@@ -210,8 +218,3 @@ def _with_log_dir(config: Mapping[str, Any], log_dir: str) -> Mapping[str, Any]:
 def _log_of(row: Mapping[str, Any]) -> str:
     last = read_last_line(str(row["log_file"]))
     return f"its log ends with: {last}" if last else f"see {row['log_file']}"
-
-
-def _with_code(error: EntryError, code: int) -> EntryError:
-    error.exit_code = code if code > 0 else EntryError.exit_code
-    return error

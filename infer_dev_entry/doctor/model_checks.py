@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infer_dev_entry.doctor.found_model import Fault, ModelFiles
-from infer_dev_entry.doctor.rows import Row, fail, ok, shown, size, skip, warn
+from infer_dev_entry.doctor.rows import Row, fail, ok, size, skip, warn
 from infer_dev_entry.doctor.wishes import Wish
+from infer_dev_entry.foreign_text import shown
 
 # One of these names holds a vocabulary that transformers or SGLang can read; merges.txt goes with vocab.json.
 TOKENIZER_FILES = (

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+from infer_dev_entry.foreign_text import one_line
+
 GIB = 1024**3
 MIB = 1024**2
 
@@ -71,17 +73,6 @@ def render_table(rows: Sequence[Row]) -> str:
             lines.append(f"{' ' * width}           → {one_line(row.mend)}")
     counts = Counter(row.verdict for row in rows)
     return "\n".join([*lines, ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict)])
-
-
-def one_line(text: str) -> str:
-    """Escape what would move a terminal's cursor or cannot be printed: file names and headers are foreign text."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-
-
-def shown(value: object, most: int = 80) -> str:
-    """Render a foreign value for a message, quoted and cut."""
-    text = str(value)
-    return repr(text if len(text) <= most else text[: most - 1] + "…")
 
 
 def size(size_bytes: float) -> str:

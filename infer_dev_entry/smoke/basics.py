@@ -9,9 +9,10 @@ from concurrent.futures import Future
 from functools import partial
 from itertools import pairwise
 
+from infer_dev_entry.foreign_text import shown
 from infer_dev_entry.smoke.asker import Asker, Streamed
 from infer_dev_entry.smoke.facts import LLAMA_CPP, SGLANG
-from infer_dev_entry.smoke.rows import Outcome, failed, passed, shown, skipped
+from infer_dev_entry.smoke.rows import Outcome, failed, passed, skipped
 
 QUESTION = "Count from one to twenty in words."
 AT_ONCE = 8

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+from infer_dev_entry.foreign_text import one_line
+
 
 class Verdict(StrEnum):
     """`skip` was not looked at, or cannot be: `seen` says why."""
@@ -81,13 +83,3 @@ def render_counts(rows: Sequence[Row]) -> str:
     """Render the last line of the table."""
     counts = Counter(row.verdict for row in rows)
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict)
-
-
-def one_line(text: str) -> str:
-    """Escape what would move a terminal's cursor or cannot be printed: a model's words are foreign text."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-
-
-def shown(text: str, most: int = 60) -> str:
-    """Quote a model's words for a row, cut."""
-    return repr(text if len(text) <= most else text[: most - 1] + "…")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from infer_dev_entry.foreign_text import shown
 from infer_dev_entry.smoke.asker import Asker
 from infer_dev_entry.smoke.facts import LLAMA_CPP, SGLANG
-from infer_dev_entry.smoke.rows import Outcome, failed, passed, shown, skipped
+from infer_dev_entry.smoke.rows import Outcome, failed, passed, skipped
 
 # Every value is one of a few: also a model that only babbles comes to the end.
 SCHEMA: dict[str, Any] = {

@@ -20,7 +20,7 @@ DOCTOR = (
 POLICY = ("model", "energy", "checked", "forms", "score", "strict_json", "answer", "prompt", "generate")
 PURE = (
     *("errors.py", "variables.py", "settings.py", "spec.py", "render.py", "status.py"),
-    *("phases.py", "counters.py", "startup.py", "gpu_wait.py", "redact.py"),
+    *("phases.py", "foreign_text.py", "counters.py", "startup.py", "gpu_wait.py", "redact.py"),
     *(f"doctor/{name}.py" for name in DOCTOR),
     *(f"client/{name}.py" for name in ("model", "options", "answers", "failures", "sse", "toml")),
     *("smoke/rows.py", "smoke/facts.py"),
