@@ -54,12 +54,12 @@ def redact_line(line: str, secrets: tuple[str, ...] = ()) -> str:
     return _looks_secret().sub(_masked, line) if _has_hint(line) else line
 
 
-def redact_bytes(data: bytes, secrets: tuple[str, ...] = ()) -> bytes:
+def redact_bytes(data: bytes) -> bytes:
     """Redact the raw bytes of one or more whole lines; what is not UTF-8 stays as it is."""
     text = data.decode("utf-8", "surrogateescape")
-    if not secrets and not _has_hint(text):
+    if not _has_hint(text):
         return data
-    lines = [redact_line(line, secrets) for line in text.split("\n")]
+    lines = [redact_line(line) for line in text.split("\n")]
     return "\n".join(lines).encode("utf-8", "surrogateescape")
 
 

@@ -166,13 +166,13 @@ def _offer_servers_to_oom_killer() -> None:
     Subprocess._spawn_as_child = spawn_as_child
 
 
-def raise_oom_score(path: str = _OOM_SCORE_FILE) -> None:
+def raise_oom_score() -> None:
     """Raise this process's OOM score; what the container was given (docker run --oom-score-adj) is where it starts.
 
     Raises:
         OSError, ValueError: the file cannot be read or written.
     """
-    with open(path, "r+", encoding="ascii") as file:
+    with open(_OOM_SCORE_FILE, "r+", encoding="ascii") as file:
         score = min(1000, int(file.read()) + OOM_SCORE_RAISE)
         file.seek(0)
         file.write(f"{score}\n")

@@ -38,12 +38,10 @@ MOST_LOG_DIRS = 8
 T = TypeVar("T")
 
 
-def examine(
-    environ: Mapping[str, str], config_path: str, *, require_gpu: bool, door: GpuDoor | None = None
-) -> tuple[Row, ...]:
-    """Return every check's row. `door` is where GPUs are asked for."""
+def examine(environ: Mapping[str, str], config_path: str, *, require_gpu: bool) -> tuple[Row, ...]:
+    """Return every check's row."""
     settings = parse_settings(environ)
-    door = door or GpuDoor()
+    door = GpuDoor()
     gpus = Later(lambda: read_gpus(door), GPU_S)
     status, status_problem = _read_status(environ)
     facts = _gpu_facts(gpus)

@@ -125,8 +125,8 @@ class LogProgress:
 class LineProgress(LogProgress):
     """Prints plain lines; for a command whose output is no terminal."""
 
-    def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(None, clock)
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(None)
         self._out = out
 
     def stage(self, name: str, total: int = 0) -> None:
