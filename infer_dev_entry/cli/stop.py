@@ -35,7 +35,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             rows = ask(environ, {"op": "status"})["servers"]
         except NotRunningError:
             rows = []  # a hand-started fleet has ended as a whole
-        alive = [row["name"] for row in rows if row["name"] in names and row["pid"]]
+        # One whose start is under way has no pid yet, and is stopped when it has.
+        alive = [row["name"] for row in rows if row["name"] in names and row["state"] != "stopped"]
         if not alive:
             print(f"stopped: {', '.join(names) or 'nothing'}")
             return 0
