@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from infer_dev_entry.control_client import ask
 from infer_dev_entry.errors import EntryError, UnknownServerError
 from infer_dev_entry.mirror import FollowedFile
 from infer_dev_entry.redact import redact_bytes
+from infer_dev_entry.regular_file import open_regular
 
 DESCRIPTION = """Print the last lines of a server's log; with -f go on with what is added, across rotations.
 What looks like a key or a token is shown as ***."""
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print, and follow if asked."""
     path = _find_log(args.name, ask(environ, {"op": "status"})["servers"])
-    if not args.follow and not os.path.exists(path):
+    if not args.follow and not os.path.exists(path) and not os.path.exists(_rotated(path)):
         raise EntryError(f"cannot read {path}: the server has not logged yet")
     text, end = read_last_lines(path, max(0, args.lines))
     sys.stdout.buffer.write(redact_bytes(text))
@@ -62,24 +64,43 @@ def _find_log(name: str | None, rows: list[dict[str, Any]]) -> str:
     raise UnknownServerError(f"no server is called {name}; there are: {names}")
 
 
+def _rotated(path: str) -> str:
+    """Return where supervisord moves a log that has become too long."""
+    return f"{path}.1"
+
+
 def read_last_lines(path: str, count: int) -> tuple[bytes, int]:
-    """Return the last `count` lines of a file and where they end, reading backwards: a huge log costs no more.
+    """Return the last `count` lines of a log and where they end, reading backwards: a huge log costs no more.
+
+    What a log that was rotated just now lacks of them is in the file before it, with the beginning of its first line.
 
     Raises:
         EntryError: the file cannot be read.
     """
+    data, end, inode = b"", 0, 0
     try:
         with open(path, "rb") as file:
-            position = end = file.seek(0, os.SEEK_END)
-            data = b""
-            while position > 0 and data.count(b"\n") <= count:
-                step = min(_BLOCK_BYTES, position)
-                position -= step
-                file.seek(position)
-                data = file.read(step) + data
+            data, end = _read_end(file, count)
+            inode = os.fstat(file.fileno()).st_ino
     except FileNotFoundError:
-        return b"", 0
+        pass  # between its move and the next line
     except OSError as error:
         raise EntryError(f"cannot read {path}: {error.strerror}") from error
+    if data.count(b"\n") <= count:
+        with contextlib.suppress(OSError), open(open_regular(_rotated(path), follow=False), "rb") as file:
+            if os.fstat(file.fileno()).st_ino != inode:  # else it was moved while we read it
+                data = _read_end(file, count)[0] + data
     lines = data.splitlines(keepends=True)
     return b"".join(lines[-count:]) if count else b"", end
+
+
+def _read_end(file: BinaryIO, count: int) -> tuple[bytes, int]:
+    """Return the end of a file with at least so many lines, if it has them, and its size."""
+    position = end = file.seek(0, os.SEEK_END)
+    data = b""
+    while position > 0 and data.count(b"\n") <= count:
+        step = min(_BLOCK_BYTES, position)
+        position -= step
+        file.seek(position)
+        data = file.read(step) + data
+    return data, end
