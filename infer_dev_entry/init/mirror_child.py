@@ -16,7 +16,9 @@ from infer_dev_entry.init.spawn import signal_group, spawn_helper
 from infer_dev_entry.rundir import write_private
 
 RESPAWN_S = 5.0
-STOP_S = 0.5
+# The mirror looks at the logs every 0.2 s, and a busy machine may keep it from its last look for longer. Only a reader
+# that does not read makes the stop take all of it.
+STOP_S = 2.0
 
 
 class MirrorChild:
