@@ -30,6 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--load-s", type=float, default=0, help="bind this late; connections are refused until then")
     add("--load-file", metavar="PATH", help="do not bind while this file exists")
     add("--loading-503-s", type=float, default=0, help="once bound, answer 503 for this long")
+    add("--loading-503-file", metavar="PATH", help="once bound, answer 503 while this file exists")
     add("--answer-503", action="store_true", help="answer 503 always")
     add("--hang-after-s", type=float, metavar="S", help="stop answering S after the bind, for good")
     add("--hang-file", metavar="PATH", help="do not answer while this file exists")
@@ -37,6 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--prefill-file", metavar="PATH", help="while it exists /health does not answer, but tokens are prefilled")
     add("--freeze-file", metavar="PATH", help="while it exists /health does not answer and /v1/loads stands still")
     add("--phases-s", type=float, default=0, metavar="S", help="log SGLang's start-up phases first, S seconds for each")
+    add("--phase-files", metavar="DIR", help="with --phases-s: stay in a phase while a file there has its name")
     add("--stall", action="store_true", help="with --phases-s: stop after the weights, for good")
     add("--ignore-sigterm", action="store_true")
     add("--drain-s", type=float, metavar="S", help="on SIGTERM: /health 503, exit 0 after S and the running requests")
@@ -152,7 +154,8 @@ class FakeServer:
 
     def answer(self, method: str, target: str, body: dict[str, object]) -> tuple[int, object]:
         path, _, query = target.partition("?")
-        if self.args.answer_503 or time.monotonic() - self.bound < self.args.loading_503_s:
+        loading = time.monotonic() - self.bound < self.args.loading_503_s or exists(self.args.loading_503_file)
+        if self.args.answer_503 or loading:
             return 503, {"error": "loading"}
         if path == "/v1/loads" and self.args.loads:
             return 200, self.loads()
@@ -220,15 +223,17 @@ def exists(path: str | None) -> bool:
 
 def log_phases(args: argparse.Namespace) -> None:
     """Write what SGLang 0.5.23 writes where its phases change."""
-    for line in (
-        "Load weight begin. avail mem=16.13 GB",
-        "Load weight end. elapsed=0.02 s, type=LlamaForCausalLM, avail mem=16.13 GB, mem usage=0.00 GB.",
-        "Capture decode CUDA graph begin. backend=full, num_tokens_per_bs=1, avail mem=12.00 GB",
+    for phase, line in (
+        ("weights", "Load weight begin. avail mem=16.13 GB"),
+        ("kv-cache", "Load weight end. elapsed=0.02 s, type=LlamaForCausalLM, avail mem=16.13 GB, mem usage=0.00 GB."),
+        ("graph-capture", "Capture decode CUDA graph begin. backend=full, num_tokens_per_bs=1, avail mem=12.00 GB"),
     ):
         time.sleep(args.phases_s)
         print(f"[2026-11-21 22:13:35] {line}", flush=True)
-        if args.stall and line.startswith("Load weight begin"):
+        if args.stall and phase == "weights":
             time.sleep(3600)
+        while args.phase_files and exists(f"{args.phase_files}/{phase}"):
+            time.sleep(0.02)
     time.sleep(args.phases_s)
 
 
