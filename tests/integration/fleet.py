@@ -35,8 +35,9 @@ INFER_DEV = (sys.executable, "-m", "infer_dev_entry")
 PREFIX = "AUTO_INFER_SGLANG_"
 SYSTEM_PYTHON = "/usr/bin/python3"
 
-# A loaded machine stalls a healthy server for a while; hangs are tested with a timing of their own.
-PROBE = {"startup_deadline_s": 60, "period_s": 1.0, "timeout_s": 0.9, "failure_threshold": 5}
+# A loaded machine stalls a healthy server for seconds, and one answer too late makes it unhealthy. Readiness is probed
+# every second all the same, a death is seen at once, and hangs are tested with a timing of their own.
+PROBE = {"startup_deadline_s": 60, "period_s": 5.0, "timeout_s": 4.5, "failure_threshold": 5}
 RESTART = {"backoff_initial_s": 0.2, "backoff_max_s": 1.0, "reset_after_s": 60, "max_restarts": 20}
 
 # The holder of a namespace in which entries are not PID 1: it only reaps, as a container's init does.
@@ -61,7 +62,7 @@ def skip_reason() -> str:
     missing = [program for program in ("unshare", "nsenter", "mount") if not shutil.which(program)]
     if missing:
         return f"util-linux is not installed: {', '.join(missing)} is missing"
-    probe = subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True, timeout=10)
+    probe = subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True, timeout=30)
     return "" if probe.returncode == 0 else f"unshare fails: {probe.stderr.decode().strip()}"
 
 
@@ -249,7 +250,7 @@ class Fleet:
         """Start an entry that is not PID 1: the namespace has a reaper of its own, which outlives it."""
         self.hold()
         nsenter = self.spawn((*self.inside(), *INFER_DEV, "entry", *command), **environ)
-        self.pid = self.wait(lambda: only_child(nsenter.pid), 10, "the entry's process")
+        self.pid = self.wait(lambda: only_child(nsenter.pid), 30, "the entry's process")
 
     def hold(self) -> None:
         """Make a namespace in which commands can be run with `inside`."""
@@ -260,8 +261,8 @@ class Fleet:
 
     def _enter(self, unshare: subprocess.Popen[bytes]) -> int:
         """Learn the first process of a new namespace."""
-        self.init_pid = self.wait(lambda: only_child(unshare.pid), 10, "the namespace's first process")
-        self.namespace = self.wait(lambda: read_namespace(self.init_pid), 10, "the namespace")
+        self.init_pid = self.wait(lambda: only_child(unshare.pid), 30, "the namespace's first process")
+        self.namespace = self.wait(lambda: read_namespace(self.init_pid), 30, "the namespace")
         return self.init_pid
 
     def inside(self) -> tuple[str, ...]:
@@ -323,8 +324,8 @@ class Fleet:
         for process in (*self._others, *([self._holder] if self._holder else [])):
             if process.poll() is None:
                 process.kill()
-            process.wait(10)
-        wait_until(lambda: not self.members(), 10, "the namespace to be gone")
+            process.wait(30)
+        wait_until(lambda: not self.members(), 30, "the namespace to be gone")
 
     # -- its view of itself
 
@@ -388,14 +389,14 @@ class Fleet:
 
     # -- waiting
 
-    def wait(self, predicate: Callable[[], T], timeout_s: float = 15, what: str = "") -> T:
+    def wait(self, predicate: Callable[[], T], timeout_s: float = 30, what: str = "") -> T:
         """Wait as `wait_until` does; a failure shows the last events."""
         try:
             return wait_until(predicate, timeout_s, what)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.tail()}") from error
 
-    def wait_state(self, name: str, *states: str, reason: str = "", timeout_s: float = 15) -> dict[str, Any]:
+    def wait_state(self, name: str, *states: str, reason: str = "", timeout_s: float = 30) -> dict[str, Any]:
         """Wait until a server is in one of these states with this in its reason, and return its row."""
         return self.wait(
             lambda: (row := self.row(name)) and row["state"] in states and reason in row["reason"] and row,
@@ -403,7 +404,7 @@ class Fleet:
             f"{name} to be {states} {reason}",
         )
 
-    def wait_ready(self, *names: str, timeout_s: float = 30) -> dict[str, dict[str, Any]]:
+    def wait_ready(self, *names: str, timeout_s: float = 60) -> dict[str, dict[str, Any]]:
         """Wait until these servers, or all there are, are ready; return the rows."""
 
         def ready() -> dict[str, dict[str, Any]]:
@@ -413,7 +414,7 @@ class Fleet:
 
         return self.wait(ready, timeout_s, f"{names or 'all'} to be ready")
 
-    def wait_again(self, name: str, old_pid: int, timeout_s: float = 20) -> dict[str, Any]:
+    def wait_again(self, name: str, old_pid: int, timeout_s: float = 40) -> dict[str, Any]:
         """Wait until a server is ready in a new process, and return its row."""
         return self.wait(
             lambda: (row := self.row(name)) and row["pid"] not in (None, old_pid) and row["state"] == "ready" and row,
@@ -422,7 +423,7 @@ class Fleet:
         )
 
     def wait_event(
-        self, event: str, server: str = "", *, count: int = 1, timeout_s: float = 15, **fields: Any
+        self, event: str, server: str = "", *, count: int = 1, timeout_s: float = 30, **fields: Any
     ) -> dict[str, Any]:
         """Wait until such an event was logged `count` times, and return the last of them."""
 
@@ -455,11 +456,11 @@ class Fleet:
     def supervisor(self) -> Process:
         """Return the running supervisord."""
         return self.wait(
-            lambda: next(iter(self.find_processes("supervisor.supervisord")), None), 20, "supervisord to run"
+            lambda: next(iter(self.find_processes("supervisor.supervisord")), None), 30, "supervisord to run"
         )
 
 
-def get(port: int, path: str = "/health", timeout_s: float = 2.0) -> tuple[int, bytes]:
+def get(port: int, path: str = "/health", timeout_s: float = 10.0) -> tuple[int, bytes]:
     """GET from a server here; (0, why) when there is no HTTP answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=timeout_s) as answer:
