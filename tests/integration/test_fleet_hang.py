@@ -15,10 +15,11 @@ from fleet import Fleet, free_port, get, server
 
 pytest_plugins = ("fleet_fixtures",)
 
-PERIOD_S, TIMEOUT_S, THRESHOLD = 0.5, 0.4, 4
+# The counters get a tenth of the time of a probe, and a machine that does other things as well may take it away.
+PERIOD_S, TIMEOUT_S, THRESHOLD = 2.0, 1.9, 3
 PROBE = {"period_s": PERIOD_S, "timeout_s": TIMEOUT_S, "failure_threshold": THRESHOLD}
-# The bound of the design, and two seconds for a machine that does other things as well.
-BOUND_S = THRESHOLD * PERIOD_S + TIMEOUT_S + 2.0
+# Twice the bound of the design.
+BOUND_S = 2 * (THRESHOLD * PERIOD_S + TIMEOUT_S)
 
 
 def moment(event: dict[str, str]) -> float:
@@ -37,17 +38,17 @@ def start_one(fleet: Fleet, *words: str, **probe: object) -> int:
 
 def test_server_in_a_long_prefill_is_slow_but_never_restarted(fleet: Fleet) -> None:
     prefill = fleet.base / "prefill"
-    start_one(fleet, "--loads", "--prefill-file", str(prefill))
+    threshold = THRESHOLD + 1  # two looks at the counters in a row may fail
+    start_one(fleet, "--loads", "--prefill-file", str(prefill), failure_threshold=threshold)
     pid = fleet.row("a")["pid"]
     prefill.touch()
-    slow = fleet.wait_event("server.slow", "a", count=2 * THRESHOLD, timeout_s=30)
+    slow = fleet.wait_event("server.slow", "a", count=threshold + 1, timeout_s=60)
     assert slow["counters"].startswith("0 running, 0 queued, ")
-    row = fleet.row("a")
-    assert (row["state"], row["pid"]) == ("ready", pid)
-    assert row["reason"].startswith("slow: no answer on /health in ")
+    row = fleet.wait_state("a", "ready", reason="slow: no answer on /health in ")
+    assert row["pid"] == pid
     assert fleet.cli("health").returncode == 0
     prefill.unlink()
-    row = fleet.wait(lambda: (row := fleet.row("a")) and not row["reason"] and row, 10, "the prefill to be over")
+    row = fleet.wait(lambda: (row := fleet.row("a")) and not row["reason"] and row, what="the prefill to be over")
     assert (row["state"], row["pid"], row["restarts"]) == ("ready", pid, 0)
     assert not fleet.events("server.hung")
 
@@ -84,32 +85,40 @@ def test_server_that_stops_in_the_middle_of_its_work_is_found_hung(fleet: Fleet)
     prefill, frozen = fleet.base / "prefill", fleet.base / "frozen"
     start_one(fleet, "--loads", "--prefill-file", str(prefill), "--freeze-file", str(frozen))
     prefill.touch()
-    fleet.wait_event("server.slow", "a", count=2)
+    fleet.wait_event("server.slow", "a")
     stopped_at = time.time()
     freeze(fleet, frozen)
     assert moment(fleet.wait_event("server.hung", "a")) - stopped_at <= BOUND_S
 
 
 def test_traffic_spares_the_server_the_generations_of_probes(fleet: Fleet) -> None:
-    port = start_one(fleet, "--loads")
-    before, began = health_checks(port), time.monotonic()
-    periods = 6 * THRESHOLD
+    period_s = 1.0
+    port = start_one(fleet, "--loads", period_s=period_s, timeout_s=0.9, failure_threshold=5)
+    seen, since = health_checks(port), time.monotonic()
 
-    def is_over() -> bool:
+    def is_spared() -> bool:
+        nonlocal seen, since
         chat(port)
-        return time.monotonic() - began > periods * PERIOD_S
+        if (count := health_checks(port)) != seen:
+            seen, since = count, time.monotonic()
+        return time.monotonic() - since > 2.5 * period_s
 
-    fleet.wait(is_over, 2 * periods * PERIOD_S + 10, "the traffic to be over")
-    with_traffic = health_checks(port) - before
-    # One of `failure_threshold` periods is probed all the same; a machine that stalls may cost some more.
-    assert with_traffic <= periods / THRESHOLD + 4
-    assert fleet.row("a")["state"] == "ready"
+    fleet.wait(is_spared, 40, "periods in which the server is asked for its counters alone")
+
+    def is_probed() -> bool:
+        chat(port)
+        return health_checks(port) > seen
+
+    fleet.wait(is_probed, 40, "the one of `failure_threshold` periods that is probed all the same")
+    fleet.wait_state("a", "ready")
+    assert not fleet.events("server.hung")
 
 
 def test_server_without_traffic_is_made_to_generate_in_every_period(fleet: Fleet) -> None:
-    port = start_one(fleet, "--loads")
+    # If it were spared, so high a threshold would make it wait for a minute.
+    port = start_one(fleet, "--loads", period_s=0.5, timeout_s=0.4, failure_threshold=120)
     before = health_checks(port)
-    fleet.wait(lambda: health_checks(port) - before >= 4, 4 * PERIOD_S + 10, "four probes")
+    fleet.wait(lambda: health_checks(port) - before >= 4, 30, "four probes")
 
 
 def health_checks(port: int) -> int:
@@ -125,27 +134,37 @@ def chat(port: int) -> None:
 
 
 def test_start_tells_its_phases_and_estimates_the_next_one_also_after_a_restart_of_the_entry(fleet: Fleet) -> None:
-    fleet.write(server("a", free_port(), "--phases-s", "1.2"))
+    phases = fleet.base / "phases"
+    phases.mkdir()
+    weights, capture = phases / "weights", phases / "graph-capture"
+    fleet.write(server("a", free_port(), "--phases-s", "1.2", "--phase-files", str(phases)))
+    weights.touch()
+    capture.touch()
     fleet.start()
     row = fleet.wait_state("a", "loading", "starting", reason="; weights for ")
     assert row["phase"] == "weights"
     assert "left" not in row["reason"]
+    weights.unlink()
     fleet.wait_state("a", "loading", reason="; graph-capture for ")
+    capture.unlink()
     assert fleet.wait_ready("a")["a"]["phase"] == ""
-    fleet.wait(lambda: (fleet.run_dir / "startup-history.json").exists(), 5, "the history")
+    fleet.wait((fleet.run_dir / "startup-history.json").exists, what="the history")
+    weights.touch()  # as long as it stays in this phase, the later ones are ahead of it
     old_pid = fleet.kill_server("a")
     fleet.wait_state("a", "starting", "loading", reason=" s left")
+    weights.unlink()
     fleet.wait_again("a", old_pid)
     assert fleet.stop() == 0
+    weights.touch()
     fleet.start()
     fleet.wait_state("a", "starting", "loading", reason=" s left")
 
 
 def test_start_that_stalls_is_ended_and_tried_again(fleet: Fleet) -> None:
-    fleet.write(server("a", free_port(), "--phases-s", "0.5", "--stall", probe={"stall_timeout_s": 1.5}))
+    fleet.write(server("a", free_port(), "--phases-s", "0.1", "--stall", probe={"stall_timeout_s": 4}))
     fleet.start()
     hung = fleet.wait_event("server.hung", "a")
-    assert hung["reason"] == "stalled: its log says nothing for 1.5 s in phase weights"
+    assert hung["reason"] == "stalled: its log says nothing for 4 s in phase weights"
     assert any("Load weight begin" in line for line in fleet.wait_event("server.evidence", "a")["log_tail"])
     crashed = fleet.wait_event("server.crashed", "a")
     assert "probe.stall_timeout_s" in crashed["mend"]
