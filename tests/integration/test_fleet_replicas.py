@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import subprocess
 from pathlib import Path
 
-from fleet import INFER_DEV, Fleet, free_ports, server
-from test_fleet_crash import _is_free
+from fleet import INFER_DEV, Fleet, free_ports, only_child, server
 from test_fleet_order import order_of
 
 pytest_plugins = ("fleet_fixtures",)
@@ -24,11 +26,36 @@ def nccl_port(fleet: Fleet, name: str) -> int:
     return int(words[words.index("--nccl-port") + 1])
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def follow_log(fleet: Fleet) -> str:
+    """Return what supervisorctl's `tail -f` prints until the key's line was there."""
+    out = fleet.base / "followed"
+    command = [*fleet.inside(), *INFER_DEV, "ctl", "tail", "-f", "sglang:a"]
+    with out.open("wb") as stdout, subprocess.Popen(command, env=fleet.environ, stdout=stdout) as follower:
+        try:
+            fleet.wait(lambda: "admin_api_key=" in out.read_text(), what="the line with the key")
+        finally:
+            os.kill(only_child(follower.pid) or follower.pid, signal.SIGTERM)  # nsenter would die before its child
+    return out.read_text()
+
+
 def test_first_replica_loads_alone_and_the_others_follow_when_it_is_ready(fleet: Fleet) -> None:
     ports = free_ports(3)
-    fleet.write(server("glm", ports[0], "--loading-503-s", "1", control={"replicas": 3}))
+    hold = fleet.base / "hold"
+    hold.touch()
+    fleet.write(server("glm", ports[0], "--hang-file", str(hold), control={"replicas": 3}))
     fleet.start()
     fleet.wait_state("glm-1", "starting", reason="waits until glm-0 has read the model from disk")
+    hold.unlink()
     fleet.wait_ready("glm-0", "glm-1", "glm-2")
     order = order_of(fleet)
     assert order.index(("ready", "glm-0")) < min(order.index(("started", f"glm-{number}")) for number in (1, 2))
@@ -54,8 +81,8 @@ def test_nccl_port_that_is_taken_at_a_restart_is_named_before_the_start(fleet: F
     taken = nccl_port(fleet, "a")
     holder = "import socket, time; s = socket.create_server(('127.0.0.1', %d)); time.sleep(600)" % taken  # noqa: UP031
     fleet.spawn_inside("-c", holder)
-    foreign = fleet.wait(lambda: fleet.find_processes("-c", holder), 5, "the holder")[-1]
-    fleet.wait(lambda: not _is_free(taken), 5, "the holder to listen")
+    foreign = fleet.wait(lambda: fleet.find_processes("-c", holder), what="the holder")[-1]
+    fleet.wait(lambda: not _is_free(taken), what="the holder to listen")
     old_pid = fleet.kill_server("a")
     row = fleet.wait_state("a", "backoff", reason=f"port {taken} is taken by pid {foreign.inner_pid} (python")
     assert row["mend"] == "end that process, or set another port"
@@ -71,13 +98,12 @@ def test_key_of_a_file_reaches_the_server_and_nothing_that_is_shown(fleet: Fleet
     fleet.write(server("a", port, flags={"api_key_file": str(key_file)}, control=fleet.wrap("prints", PRINT_CONFIG)))
     fleet.start(INFER_DEV_LOG_MIRROR="1")
     fleet.wait_ready("a")
-    assert f"api_key='{KEY}'" in fleet.log_of("a")  # the server has it, and prints it
+    fleet.wait(lambda: f"api_key='{KEY}'" in fleet.log_of("a"), what="the server, which has it, to print it")
     shown = fleet.cli("logs", "a").stdout
     assert "api_key=***, admin_api_key=None, port=1" in shown
-    fleet.wait(lambda: "[a] server_args=" in fleet.stdout.read_text(errors="replace"), 10, "the mirror")
+    fleet.wait(lambda: "[a] server_args=" in fleet.stdout.read_text(errors="replace"), what="the mirror")
     command_lines = b"".join(Path(f"/proc/{member.pid}/cmdline").read_bytes() for member in fleet.members())
-    follow = [*fleet.inside(), "timeout", "2", *INFER_DEV, "ctl", "tail", "-f", "sglang:a"]
-    followed = subprocess.run(follow, env=fleet.environ, capture_output=True, text=True, timeout=20).stdout
+    followed = follow_log(fleet)
     tailed = {words: fleet.cli("ctl", "tail", *words, "sglang:a").stdout for words in ((), ("-60",), ("-45",))}
     assert all("api_key='***'" in text or "api_key=***" in text for text in (followed, *tailed.values())), tailed
     everything = {
