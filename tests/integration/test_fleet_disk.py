@@ -79,7 +79,7 @@ def test_log_disk_that_has_room_again_is_written_again(fleet: Fleet) -> None:
     log = seen(fleet, fleet.log_dir) / "sglang-server-a.log"
     size = log.stat().st_size
     filler.unlink()
-    fleet.wait(lambda: log.stat().st_size > size, 10, "the log to grow")
+    fleet.wait(lambda: log.stat().st_size > size, what="the log to grow")
 
 
 def test_full_run_disk_harms_no_server_and_refused_changes_can_be_had_later(fleet: Fleet) -> None:
@@ -116,7 +116,7 @@ def test_start_that_has_no_room_for_its_files_waits_for_it_however_often_it_fail
     crashed = fleet.wait_event("server.crashed", "a", count=6, **{"class": "disk-full"})
     assert "No space left on device" in crashed["reason"]
     assert "free space there" in crashed["mend"]
-    assert fleet.row("a")["state"] == "backoff"
+    fleet.wait_state("a", "backoff")
     filler.unlink()
     fleet.wait_again("a", old_pid)
     assert fleet.stop() == 0
