@@ -25,7 +25,7 @@ def test_status_json_has_exactly_the_keys_of_the_contract(fleet: Fleet) -> None:
     fleet.start()
     fleet.wait_ready("a")
     fleet.wait_state("b", "failed")
-    fleet.wait(lambda: fleet.row("a")["statename"] == "RUNNING", 5, "supervisord to call it up")
+    fleet.wait(lambda: fleet.row("a")["statename"] == "RUNNING", what="supervisord to call it up")
     done = fleet.cli("status", "--json")
     assert done.returncode == 1
     rows = json.loads(done.stdout)
@@ -67,9 +67,9 @@ def test_status_shows_a_table_with_reasons_and_watch_goes_on(fleet: Fleet) -> No
     with out.open("wb") as stdout:
         command = [*fleet.inside(), *INFER_DEV, "status", "--watch"]
         watcher = subprocess.Popen(command, env=fleet.environ, cwd=fleet.base, stdout=stdout, start_new_session=True)
-    fleet.wait(lambda: out.read_text().count("NAME ") >= 3, 15, "three tables")
+    fleet.wait(lambda: out.read_text().count("NAME ") >= 3, what="three tables")
     os.kill(only_child(watcher.pid), signal.SIGINT)  # nsenter would die of it before its child
-    assert watcher.wait(10) == 130
+    assert watcher.wait(30) == 130
 
 
 def test_health_tells_every_situation_apart(fleet: Fleet) -> None:
@@ -79,28 +79,32 @@ def test_health_tells_every_situation_apart(fleet: Fleet) -> None:
     assert fleet.cli("health").returncode == 0
     assert fleet.cli("health", **gates).returncode == 1
     port = free_port()
-    fleet.write(server("a", port, "--loading-503-s", "3"))
+    hold = fleet.base / "hold"
+    hold.touch()
+    fleet.write(server("a", port, "--hang-file", str(hold)))
     fleet.start_inside()
     fleet.wait_state("a", "starting", "loading")
     loading = fleet.cli("health", "--json", **gates)
     assert loading.returncode == 1
     assert json.loads(loading.stdout)["healthy"] is False
     assert json.loads(loading.stdout)["reasons"][0].startswith("a is ")
+    hold.unlink()
     fleet.wait_ready("a")
     ready = fleet.cli("health", **gates)
     assert (ready.returncode, ready.stdout, ready.stderr) == (0, "healthy\n", "")
     assert json.loads(fleet.cli("health", "--json").stdout) == {"healthy": True, "reasons": []}
     # A server that died is not healthy until it is back.
+    hold.touch()
     fleet.kill_server("a")
-    fleet.wait(lambda: fleet.row("a")["state"] != "ready", 5, "the death to be seen")
+    fleet.wait(lambda: fleet.row("a")["state"] != "ready", what="the death to be seen")
     assert fleet.cli("health").returncode == 1
     # One that the user stopped does not count.
     assert fleet.cli("stop", "a").returncode == 0
     assert fleet.cli("health").returncode == 0
     # An entry that stands still does not answer in time, whoever started it.
     os.kill(fleet.pid, signal.SIGSTOP)
-    assert fleet.cli("health", timeout_s=10, **gates).returncode == 1
-    assert fleet.cli("health", timeout_s=10).returncode == 1
+    assert fleet.cli("health", timeout_s=30, **gates).returncode == 1
+    assert fleet.cli("health", timeout_s=30).returncode == 1
 
 
 def test_commands_without_a_fleet_exit_14_with_one_line(fleet: Fleet) -> None:
@@ -128,9 +132,12 @@ def ask_http(port: int, path: str, method: str = "GET") -> tuple[int, dict[str, 
 
 def test_status_endpoint_answers_status_and_health_and_nothing_else(fleet: Fleet) -> None:
     port, address = free_ports(2)
-    fleet.write(server("a", port, "--loading-503-s", "1.5"))
+    hold = fleet.base / "hold"
+    hold.touch()
+    fleet.write(server("a", port, "--load-file", str(hold)))
     fleet.start(INFER_DEV_STATUS_ADDR=f"127.0.0.1:{address}")
-    fleet.wait(lambda: ask_http(address, "/health")[0] == 503, 10, "503 while it loads")
+    fleet.wait(lambda: ask_http(address, "/health")[0] == 503, what="503 while it loads")
+    hold.unlink()
     fleet.wait_ready("a")
     assert ask_http(address, "/health") == (200, {"healthy": True, "boot_error": None})
     status, body = ask_http(address, "/status")
@@ -139,8 +146,10 @@ def test_status_endpoint_answers_status_and_health_and_nothing_else(fleet: Fleet
     assert ask_http(address, "/")[0] == 404
     assert ask_http(address, "/status", "POST")[0] == 404
     assert ask_http(address, "/stop", "DELETE")[0] == 404
+    hold.touch()
     fleet.kill_server("a")
-    fleet.wait(lambda: ask_http(address, "/health")[0] == 503, 5, "503 after the crash")
+    fleet.wait(lambda: ask_http(address, "/health")[0] == 503, what="503 after the crash")
+    hold.unlink()
     fleet.wait_ready("a")
     assert fleet.stop() == 0
 
@@ -151,6 +160,7 @@ def test_supervisorctl_finds_the_fleet_and_tails_a_log(fleet: Fleet) -> None:
     fleet.wait_ready("a")
     status = fleet.cli("ctl", "status")
     assert status.stdout.split()[:2] in (["sglang:a", "RUNNING"], ["sglang:a", "STARTING"])
+    fleet.wait(lambda: "said by a" in fleet.log_of("a"), what="supervisord to have written the log")
     assert "said by a" in fleet.cli("ctl", "tail", "sglang:a").stdout
 
 
@@ -174,6 +184,7 @@ def test_helper_links_call_infer_dev_by_their_names(fleet: Fleet) -> None:
         command = [*fleet.inside(), str(links / name), *words]
         return subprocess.run(command, env=environ, cwd="/", capture_output=True, text=True, timeout=60)
 
+    fleet.wait(lambda: "fake server on" in fleet.log_of("a"), what="supervisord to have written the log")
     assert call("status").stdout.splitlines()[1].split()[:2] == ["a", "ready"]
     assert call("logs", "a", "-n", "1").stdout == f"fake server on 127.0.0.1:{port}\n"
     more = fleet.write(server("a", port), server("b", free_port()), name="more.toml")
