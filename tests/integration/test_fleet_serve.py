@@ -26,9 +26,12 @@ def test_serve_adds_changes_and_removes_servers_and_leaves_the_unchanged_alone(f
     with Watcher(same) as watcher:
         done = fleet.cli("serve", str(config), "--wait", "30")
     assert done.returncode == 0, done.stderr
-    after = fleet.wait_ready("added", "same", "changed")
-    assert sorted(after) == ["added", "changed", "same"]
-    assert after["same"] | {"statename": ""} == before["same"] | {"statename": ""}
+    names = ["added", "changed", "same"]
+    fleet.wait(lambda: sorted(fleet.rows()) == names, what="the removed one to be gone")
+    after = fleet.wait_ready(*names)
+    assert [after["same"][key] for key in ("pid", "restarts", "url")] == [
+        before["same"][key] for key in ("pid", "restarts", "url")
+    ]
     assert after["changed"]["pid"] != before["changed"]["pid"]
     assert get(removed)[0] == 0
     assert watcher.never_failed, watcher.failures
@@ -37,7 +40,7 @@ def test_serve_adds_changes_and_removes_servers_and_leaves_the_unchanged_alone(f
     assert f"curl -s http://127.0.0.1:{added}/v1/chat/completions" in done.stdout
     # supervisord's own view is the same.
     listed = fleet.cli("ctl", "status").stdout
-    assert sorted(line.split()[0] for line in listed.splitlines()) == ["sglang:added", "sglang:changed", "sglang:same"]
+    assert sorted(line.split()[0] for line in listed.splitlines()) == [f"sglang:{name}" for name in names]
     assert fleet.stop() == 0
 
 
@@ -75,13 +78,16 @@ def test_serve_moves_a_port_from_one_server_to_another(fleet: Fleet) -> None:
 
 def test_serve_again_while_a_changed_server_still_drains_ends_with_the_last_config(fleet: Fleet) -> None:
     port = free_port()
-    fleet.write(server("a", port, "--drain-s", "2"))
+    control = {"drain_timeout_s": 120}
+    fleet.write(server("a", port), control=control)
     fleet.start()
     fleet.wait_ready("a")
+    first = fleet.host_pid(fleet.kill_server("a", signal.SIGSTOP))  # until it is told to go on, it hears no SIGTERM
     for greeting in ("one", "two"):
-        config = fleet.write(server("a", port, env={"GREETING": greeting}), name=f"{greeting}.toml")
+        config = fleet.write(server("a", port, env={"GREETING": greeting}), control=control, name=f"{greeting}.toml")
         assert fleet.cli("serve", str(config)).returncode == 0
         fleet.wait_state("a", "draining")
+    fleet.kill(first, signal.SIGCONT)
     fleet.wait_event("server.started", "a", count=2)
     pid = fleet.wait_ready("a")["a"]["pid"]
     with open(f"/proc/{fleet.host_pid(pid)}/environ", "rb") as environ:
@@ -91,7 +97,8 @@ def test_serve_again_while_a_changed_server_still_drains_ends_with_the_last_conf
 
 def test_serve_of_a_bad_config_exits_10_with_its_faults_and_harms_nothing(fleet: Fleet) -> None:
     a, b, taken = free_ports(3)
-    good = server("a", a) + server("b", b)
+    patient = {"period_s": 30, "timeout_s": 29}  # one late answer would be a warning
+    good = server("a", a, probe=patient) + server("b", b, probe=patient)
     fleet.write(good)
     fleet.start()
     before = fleet.wait_ready("a", "b")
@@ -159,12 +166,12 @@ def test_serve_without_an_entry_starts_a_keeper_that_stop_ends_wholly(fleet: Fle
     assert fleet.cli("serve", str(config)).returncode == 0
     fleet.wait_again("a", fleet.kill_server("a"))
     assert fleet.cli("stop", "b").returncode == 0
-    assert fleet.row("a")["state"] == "ready"
+    fleet.wait_state("a", "ready")
     assert fleet.row("b")["pid"] is None
     assert before["b"]["pid"]
     done = fleet.cli("stop")
     assert done.returncode == 0
-    fleet.wait(lambda: [member.pid for member in fleet.members()] == [fleet.init_pid], 10, "the keeper to be gone")
+    fleet.wait(lambda: [member.pid for member in fleet.members()] == [fleet.init_pid], what="the keeper to be gone")
     assert fleet.cli("status").returncode == 14
     assert not (fleet.run_dir / "control.sock").exists()
     # And it can be had again.
@@ -190,14 +197,14 @@ def test_keeper_outlives_the_command_that_started_it_and_drains_on_sigterm(fleet
     # A terminal that is closed sends its session SIGHUP; the keeper has a session of its own.
     assert os.getsid(keeper) == keeper
     fleet.kill(keeper, signal.SIGTERM)
-    fleet.wait(lambda: [member.pid for member in fleet.members()] == [fleet.init_pid], 10, "the keeper to be gone")
+    fleet.wait(lambda: [member.pid for member in fleet.members()] == [fleet.init_pid], what="the keeper to be gone")
 
 
 def test_serve_into_an_entry_whose_boot_failed_makes_it_healthy(fleet: Fleet) -> None:
     fleet.config.write_text("this is no TOML")
     fleet.start("sleep", "600")
     fleet.wait_event("boot.failed", exit_code=10)
-    fleet.wait(fleet.ask, 5, "the entry to answer")
+    fleet.wait(fleet.ask, what="the entry to answer")
     assert fleet.cli("health").returncode == 1
     config = fleet.write(server("a", free_port()), name="mended.toml")
     done = fleet.cli("serve", str(config), "--wait", "30")
@@ -213,8 +220,8 @@ def test_serve_from_a_shell_with_another_path_and_tmpdir_leaves_equal_servers_al
     other = {"TMPDIR": "/var/tmp", "PATH": "/usr/bin:/bin"}
     run = fleet.cli("serve", str(fleet.config), **other)
     assert run.returncode == 0, run.stderr
-    row = fleet.row("a")
-    assert (row["pid"], row["state"], row["restarts"]) == (pid, "ready", 0)
+    row = fleet.wait_state("a", "ready")
+    assert (row["pid"], row["restarts"]) == (pid, 0)
 
 
 def test_serve_finds_the_port_of_a_server_that_lost_its_environment_its_own(fleet: Fleet) -> None:
