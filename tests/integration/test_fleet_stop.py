@@ -7,6 +7,8 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from fleet import Fleet, free_port, free_ports, get, server
 
@@ -17,17 +19,21 @@ DRAIN_S = 2.0
 
 
 class Request:
-    """A chat request under way: the server has read it, and takes `delay_s` for its answer."""
+    """A chat request under way: the server has read it, and answers with its words when `finish` lets it."""
 
-    def __init__(self, fleet: Fleet, port: int, delay_s: float) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        body = json.dumps({"messages": [{"role": "user", "content": "still here"}]})
-        self._connection.request("POST", f"/v1/chat/completions?delay={delay_s}", body)
+    def __init__(self, fleet: Fleet, port: int) -> None:
+        self._hold = Path(fleet.base / "hold")
+        self._hold.touch()
+        self.words = f"until {self._hold}"
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        body = json.dumps({"messages": [{"role": "user", "content": self.words}]})
+        self._connection.request("POST", "/v1/chat/completions", body)
         ports = f":{port:04X}", f":{self._connection.sock.getsockname()[1]:04X}"
-        fleet.wait(lambda: _is_read(*ports), 10, "the server to read the request")
+        fleet.wait(lambda: _is_read(*ports), what="the server to read the request")
 
-    def answer(self) -> str:
-        """Return what the server says in the end."""
+    def finish(self) -> str:
+        """Let the server answer, and return what it says."""
+        self._hold.unlink()
         try:
             return str(json.load(self._connection.getresponse())["choices"][0]["message"]["content"])
         except (OSError, ValueError, http.client.HTTPException) as error:
@@ -49,9 +55,11 @@ def test_request_in_flight_is_completed_when_the_container_is_stopped(fleet: Fle
     fleet.write(server("a", port, "--drain-s", "0", control={"drain_timeout_s": 20}))
     fleet.start()
     fleet.wait_ready("a")
-    request = Request(fleet, port, 2)
-    assert fleet.stop() == 0
-    assert request.answer() == "still here"
+    request = Request(fleet, port)
+    fleet.kill(fleet.pid, signal.SIGTERM)
+    fleet.wait_event("server.draining", "a")
+    assert request.finish() == request.words
+    assert fleet.wait_exit() == 0
     assert fleet.wait_event("entry.stopped")["had_to_kill"] == []
 
 
@@ -60,10 +68,13 @@ def test_request_in_flight_is_completed_when_its_server_is_stopped_by_name(fleet
     fleet.write(server("a", port, "--drain-s", "0", control={"drain_timeout_s": 20}))
     fleet.start()
     fleet.wait_ready("a")
-    request = Request(fleet, port, 2)
-    done = fleet.cli("stop", "a")
+    request = Request(fleet, port)
+    with ThreadPoolExecutor() as pool:
+        stop = pool.submit(fleet.cli, "stop", "a")
+        fleet.wait_event("server.draining", "a")
+        assert request.finish() == request.words
+        done = stop.result()
     assert (done.returncode, done.stdout) == (0, "stopped: a\n")
-    assert request.answer() == "still here"
     assert not fleet.events("server.killed")
 
 
@@ -79,7 +90,7 @@ def test_eight_servers_that_ignore_sigterm_stop_within_one_deadline_and_are_all_
     began = time.monotonic()
     assert fleet.stop() == 0
     took_s = time.monotonic() - began
-    assert took_s <= DRAIN_S + 1.0
+    assert took_s < STUBBORN * DRAIN_S / 2  # one after another would take twice as long
     stopped = fleet.wait_event("entry.stopped")
     assert sorted(stopped["had_to_kill"]) == names
     assert {event["server"] for event in fleet.events("server.killed")} == set(names)
@@ -95,7 +106,7 @@ def test_server_that_ignores_sigterm_is_killed_at_its_deadline_and_the_other_goe
     row = fleet.row("deaf")
     assert (row["state"], row["pid"], row["reason"]) == ("stopped", None, "stopped by request")
     assert fleet.wait_event("server.killed", "deaf")["reason"] == "it did not stop within 1 s"
-    assert fleet.row("b") | {"statename": ""} == before["b"] | {"statename": ""}
+    assert [fleet.row("b")[key] for key in ("pid", "restarts")] == [before["b"][key] for key in ("pid", "restarts")]
 
 
 def test_server_stopped_by_name_stays_stopped_until_it_is_started(fleet: Fleet) -> None:
@@ -116,12 +127,15 @@ def test_server_stopped_by_name_stays_stopped_until_it_is_started(fleet: Fleet) 
 
 
 def test_server_started_again_while_it_drains_comes_back_after_the_drain(fleet: Fleet) -> None:
-    fleet.write(server("a", free_port(), "--drain-s", "1.5"))
+    fleet.write(server("a", free_port()))
     fleet.start()
-    old_pid = fleet.wait_ready("a")["a"]["pid"]
+    fleet.wait_ready("a")
+    old_pid = fleet.kill_server("a", signal.SIGSTOP)  # until it is told to go on, it hears no SIGTERM
     fleet.ask("stop", names=["a"])
     fleet.wait_state("a", "draining")
     assert fleet.cli("start", "a").returncode == 0
+    assert fleet.row("a")["state"] == "draining"
+    fleet.kill(fleet.host_pid(old_pid), signal.SIGCONT)
     assert fleet.wait_again("a", old_pid)["restarts"] == 1
     assert not fleet.events("server.killed")
     assert not fleet.events("server.crashed")
@@ -136,7 +150,7 @@ def test_unknown_name_to_stop_start_or_show_is_refused_with_the_names_there_are(
         assert done.returncode == 15
         assert done.stderr == f"infer-dev {command[0]}: no server is called b; there are: a\n"
         assert done.stdout == ""
-    assert fleet.row("a")["state"] == "ready"
+    fleet.wait_state("a", "ready")
 
 
 def test_supervisorctl_stop_is_respected_and_start_hands_the_server_back(fleet: Fleet) -> None:
@@ -173,16 +187,18 @@ def test_supervisorctl_restart_gives_one_new_process_and_no_crash(fleet: Fleet) 
 
 
 def test_supervisorctl_start_of_a_server_in_its_backoff_starts_it_once(fleet: Fleet) -> None:
-    restart = {"backoff_initial_s": 4.0, "backoff_max_s": 4.0}
+    restart = {"backoff_initial_s": 10.0, "backoff_max_s": 10.0}
     fleet.write(server("a", free_port(), restart=restart))
     fleet.start()
     fleet.wait_ready("a")
     old_pid = fleet.kill_server("a")
     fleet.wait_state("a", "backoff")
+    ends_at = time.monotonic() + 10.0
     assert fleet.cli("ctl", "start", "sglang:a").returncode == 0
-    row = fleet.wait_again("a", old_pid, 3)
+    row = fleet.wait_again("a", old_pid)
+    assert time.monotonic() < ends_at - 1.0  # a tenth of it is jitter
     # Its back-off ends meanwhile, and changes nothing.
-    assert_stays(fleet, lambda: fleet.row("a")["pid"] == row["pid"], 4.5)
+    assert_stays(fleet, lambda: fleet.row("a")["pid"] == row["pid"], ends_at + 0.5 - time.monotonic())
     assert row["restarts"] == 1
 
 
@@ -193,7 +209,7 @@ def test_stop_during_a_backoff_ends_at_once(fleet: Fleet) -> None:
     fleet.wait_state("a", "backoff")
     began = time.monotonic()
     assert fleet.stop() == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25
 
 
 def test_stop_while_servers_load_ends_them_gracefully(fleet: Fleet) -> None:
