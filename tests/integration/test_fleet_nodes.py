@@ -73,14 +73,15 @@ def test_node_that_waits_for_the_first_is_killed_when_its_drain_is_over(fleet: F
     fleet.write(server("glm", free_port(), "--ignore-sigterm", flags=group, control=control))
     fleet.start(NODE_RANK="1")
     fleet.wait_ready("glm")
-    assert fleet.stop(timeout_s=15) == 0
+    fleet.wait(lambda: "fake server on" in fleet.log_of("glm"), what="the server to be deaf to SIGTERM")
+    assert fleet.stop() == 0
     assert fleet.events("server.killed", "glm")
 
 
 def test_variables_that_are_not_set_are_one_boot_error_with_all_of_them(fleet: Fleet) -> None:
     fleet.write(server("glm", free_port(), flags=GROUP))
     fleet.start("sleep", "600")
-    reasons = fleet.wait(lambda: (answer := fleet.ask()) and answer.get("boot_error"), 15, "the boot error")
+    reasons = fleet.wait(lambda: (answer := fleet.ask()) and answer.get("boot_error"), what="the boot error")
     for name in ("NODE_RANK", "MEETING_PORT", "NODE_API_KEY"):
         assert f"variable {name} is not set" in reasons
     assert fleet.cli("config", "check", "--static", str(fleet.config)).returncode == 0
