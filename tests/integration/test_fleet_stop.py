@@ -183,7 +183,7 @@ def test_supervisorctl_restart_gives_one_new_process_and_no_crash(fleet: Fleet) 
     assert not fleet.events("server.crashed")
     assert not fleet.events("server.killed")
     # The first one's grandchild is gone, the second's is there.
-    assert len(fleet.find_processes("fake-grandchild")) == 1
+    fleet.wait(lambda: len(fleet.find_processes("fake-grandchild")) == 1, what="one grandchild alone")
 
 
 def test_supervisorctl_start_of_a_server_in_its_backoff_starts_it_once(fleet: Fleet) -> None:
