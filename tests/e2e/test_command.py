@@ -52,7 +52,7 @@ class Terminal:
         """Type; the terminal makes signals of ^C and ^Z."""
         os.write(self._master, text.encode())
 
-    def expect(self, pattern: str, timeout_s: float = 20) -> str:
+    def expect(self, pattern: str, timeout_s: float = 60) -> str:
         """Read until this is on the screen; what was read before does not count twice."""
         deadline = time.monotonic() + timeout_s
         while not (found := re.search(pattern, self.seen)):
@@ -94,45 +94,41 @@ def open_terminal(engine: Engine, *command: str) -> Iterator[Terminal]:
 def test_shell_has_the_terminal_and_its_exit_status_is_docker_runs(engine: Engine, command: tuple[str, ...]) -> None:
     with open_terminal(engine, *command) as terminal:
         terminal.expect(PROMPT)
-        terminal.run("echo $((6 * 7))", r"[\r\n]42\r\n")
+        # What is waited for is computed, so that the echo of the line is not taken for it. It need not begin a line: a
+        # shell that hears of a new size draws its line again.
+        terminal.run("echo $((6 * 7))", r"42\r\n")
         # The client tells the size a moment after the start.
-        terminal.run(
-            "until stty size | grep -q '^41 137$'; do sleep 0.1; done; echo size-$((40 + 1))", r"[\r\n]size-41\r\n"
-        )
-        # ^C goes to the foreground program, and not to the shell or to PID 1.
-        terminal.type("sleep 100\n")
-        terminal.expect("sleep 100\r\n")
-        time.sleep(0.3)  # until the shell has given the terminal to it
+        terminal.run("until stty size | grep -q '^41 137$'; do sleep 0.1; done; echo size-$((40 + 1))", r"size-41\r\n")
+        # ^C goes to the foreground program, and not to the shell or to PID 1. A program that speaks has the terminal.
+        terminal.type("sh -c 'echo on-$((1 + 1)); exec sleep 1000'\n")
+        terminal.expect(r"on-2\r\n")
         terminal.type("\x03")
         terminal.expect(PROMPT)
-        terminal.run("echo status-$?", r"[\r\n]status-130\r\n")
-        # ^Z suspends it, and the shell goes on with it.
-        terminal.type("sleep 1\n")
-        terminal.expect("sleep 1\r\n")
-        time.sleep(0.3)
+        terminal.run("echo status-$?", r"status-130\r\n")
+        # ^Z suspends it, and the shell goes on with it. It forks nothing: a vfork in progress could not be suspended.
+        terminal.type("""sh -c 'trap "echo back-\\$((1 + 1)); exit" CONT; echo on-$((1 + 1)); read line'\n""")
+        terminal.expect(r"on-2\r\n")
         terminal.type("\x1a")
         terminal.expect("(?i)stopped")
         terminal.expect(PROMPT)
         terminal.type("fg\n")
-        terminal.expect("sleep 1\r\n")
+        terminal.expect(r"back-2\r\n")
         terminal.expect(PROMPT)
         terminal.resize(30, 90)
-        terminal.run(
-            "until stty size | grep -q '^30 90$'; do sleep 0.1; done; echo size-$((29 + 1))", r"[\r\n]size-30\r\n"
-        )
+        terminal.run("until stty size | grep -q '^30 90$'; do sleep 0.1; done; echo size-$((29 + 1))", r"size-30\r\n")
         terminal.type("exit 7\n")
-        assert terminal.process.wait(20) == 7
+        assert terminal.process.wait(60) == 7
 
 
 def test_sleep_infinity_is_stopped_as_quickly_as_under_tini(engine: Engine) -> None:
     with engine.container("sleep", "infinity") as container:
         # Nothing but the command runs: no supervisord, and a health check that has nothing to ask for.
-        wait_until(lambda: container.exec("pgrep", "-x", "sleep").returncode == 0, 20, "sleep to run")
+        wait_until(lambda: container.exec("pgrep", "-x", "sleep").returncode == 0, 60, "sleep to run")
         assert container.exec("pgrep", "-f", "supervisor").returncode == 1
         assert container.exec("infer-dev", "health").returncode == 0
-        took_s = container.stop(grace_s=30)
+        took_s = container.stop(grace_s=90)
         assert container.exit_code == 128 + signal.SIGTERM  # sleep's own end, and not Docker's SIGKILL (137)
-        assert took_s < 10
+        assert took_s < 25  # less than any deadline of ours
 
 
 @pytest.mark.parametrize(
@@ -150,15 +146,17 @@ def test_exit_status_of_the_command_is_docker_runs(engine: Engine, command: tupl
 
 
 def test_command_beside_a_fleet_takes_signals_and_its_end_drains_the_fleet(engine: Engine, installed: Path) -> None:
-    script = "trap 'echo got-HUP' HUP; trap 'echo got-USR2' USR2; trap 'exit 7' USR1; while :; do sleep 0.1; done"
+    traps = "trap 'echo got-HUP' HUP; trap 'echo got-USR2' USR2; trap 'exit 7' USR1"
+    script = f"{traps}; echo trapped; while :; do sleep 0.1; done"
     with engine.container("sh", "-c", script, options=mounts(installed), environ=serve()) as container:
         before = container.wait_ready("gemma")
+        wait_until(lambda: "trapped" in container.logs().split(), 60, "the command to have its traps")
         for name in ("HUP", "USR2"):
             engine.docker("kill", "-s", name, container.name)
-            wait_until(lambda word=f"got-{name}": word in container.logs().split(), 20, f"the command to see {name}")
+            wait_until(lambda word=f"got-{name}": word in container.logs().split(), 60, f"the command to see {name}")
         assert container.rows()["gemma"]["pid"] == before["gemma"]["pid"]
         engine.docker("kill", "-s", "USR1", container.name)
-        assert container.wait_exit(60) == 7
+        assert container.wait_exit() == 7
         told = [event["event"] for event in container.events()]
         order = ["command.ended", "server.draining", "server.stopped", "entry.stopped"]
         assert [event for event in told if event in order] == order
@@ -166,9 +164,10 @@ def test_command_beside_a_fleet_takes_signals_and_its_end_drains_the_fleet(engin
 
 
 def test_stop_ends_the_command_beside_a_fleet_with_its_own_status(engine: Engine, installed: Path) -> None:
-    with engine.container("sleep", "infinity", options=mounts(installed), environ=serve()) as container:
+    environ = serve(control={"drain_timeout_s": 100})
+    with engine.container("sleep", "infinity", options=mounts(installed), environ=environ) as container:
         container.wait_ready("gemma")
-        took_s = container.stop(grace_s=40)
+        took_s = container.stop(grace_s=150)
         assert container.exit_code == 128 + signal.SIGTERM
         assert container.events("entry.stopped")[0]["had_to_kill"] == []
-        assert took_s < 20
+        assert took_s < 90  # nothing was in flight: not the drain deadline
