@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+from engine import Container
 from wait import wait_until
 
 # More tokens than any machine here generates before it is told to stop; a slot holds 2048.
@@ -32,10 +36,10 @@ class Stream:
         }
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        wait_until(lambda: self.tokens or self.fault, 60, "the first token")
+        wait_until(lambda: self.tokens or self.fault, 120, "the first token")
 
     def _read(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=200)
         try:
             headers = {"Content-Type": "application/json"}
             headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -55,7 +59,28 @@ class Stream:
             self.times.append(time.monotonic())
             self.finish_reason = json.loads(data)["choices"][0]["finish_reason"] or self.finish_reason
 
-    def join(self, timeout_s: float = 60) -> None:
+    def join(self, timeout_s: float = 120) -> None:
         """Wait for its end, good or bad."""
         self._thread.join(timeout_s)
         assert not self._thread.is_alive(), f"the stream still runs after {self.tokens} tokens"
+
+
+@contextlib.contextmanager
+def standing_still(container: Container, server: str) -> Iterator[None]:
+    """Have the server's process stand still meanwhile, so that its requests stay in flight however slow the machine."""
+    pid = str(container.rows()[server]["pid"])
+    container.exec("kill", "-STOP", pid, check=True)
+    try:
+        yield
+    finally:
+        container.exec("kill", "-CONT", pid)
+
+
+def stop_in_flight(container: Container, server: str, stream: Stream, grace_s: int) -> float:
+    """Stop the container while the server has the stream in flight for sure; return how long it took, in seconds."""
+    with ThreadPoolExecutor(1) as pool:
+        with standing_still(container, server):
+            stop = pool.submit(container.stop, grace_s)
+            container.wait_event("server.draining")
+            assert not stream.fault and not stream.done_at
+        return stop.result()
