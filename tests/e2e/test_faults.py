@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine import Container, Engine, chat, mounts
+from engine import READY_TIMEOUT_S, Container, Engine, chat, mounts
 from serving import serve
 from wait import wait_until
 
-# The image's own period would be 10 s. A restart takes longer than one check, so that unhealthy is seen.
+# The image's own period would be 10 s. A restart takes longer than some checks, so that unhealthy is seen.
 HEALTH = ("--health-interval", "1s", "--health-retries", "1")
 # Shorter than an engine's own; a probe that a busy machine delays is no hang yet.
-PROBE = {"period_s": 2.0, "timeout_s": 1.5, "failure_threshold": 3}
-RESTART = {"backoff_initial_s": 3.0, "backoff_max_s": 3.0}
+PROBE = {"period_s": 2.0, "timeout_s": 1.5, "failure_threshold": 5}
+RESTART = {"backoff_initial_s": 8.0, "backoff_max_s": 8.0}
 # All processes take 175 MB, of which 120 are the server's. What fills /dev/shm is more than what is left beside the
 # server, and less than what is left without it.
 MEMORY_MB, SHM_MB = 400, 290
@@ -25,11 +25,14 @@ def crashes(container: Container) -> list[dict[str, Any]]:
 
 
 def wait_again(container: Container, old_pid: int) -> dict[str, Any]:
-    """Wait until the container is unhealthy to the engine, then healthy with a new process; return its row."""
-    container.wait_health("unhealthy", 60)
+    """Wait until a new process is ready and the container healthy to the engine; return the server's row."""
+
+    def new_row() -> dict[str, Any]:
+        row = container.rows().get("gemma", {})
+        return row if row.get("state") == "ready" and row["pid"] != old_pid else {}
+
+    row = wait_until(new_row, READY_TIMEOUT_S, f"another process than {old_pid} to be ready")
     container.wait_health("healthy")
-    row = container.wait_ready("gemma")["gemma"]
-    assert row["pid"] != old_pid
     return row
 
 
@@ -39,15 +42,17 @@ def test_killed_and_hung_servers_come_back_and_health_follows(engine: Engine, in
         container.wait_health("healthy")
         first_pid = container.wait_ready("gemma")["gemma"]["pid"]
         container.exec("kill", "-KILL", str(first_pid), check=True)
+        container.wait_health("unhealthy")
         row = wait_again(container, first_pid)
         assert chat(container.port()).strip()
         container.exec("kill", "-STOP", str(row["pid"]), check=True)
+        container.wait_health("unhealthy")
         row = wait_again(container, row["pid"])
         assert chat(container.port()).strip()
         killed, hung = crashes(container)
         assert killed["reason"].startswith("was killed by SIGKILL")
         assert hung["reason"].startswith(
-            "hung: 3 probes in a row failed (no answer on /health in 1.2 s"
+            "hung: 5 probes in a row failed (no answer on /health in 1.2 s"
         )  # and 0.3 s for the counters
         assert container.events("server.hung")[0]["reason"] == hung["reason"]
         assert row["restarts"] == 2
@@ -55,9 +60,9 @@ def test_killed_and_hung_servers_come_back_and_health_follows(engine: Engine, in
         container.exec("pkill", "-KILL", "-f", "supervisor.supervisord", check=True)
         lost = container.wait_event("supervisor.lost")
         assert lost["reason"] == "supervisord was killed by SIGKILL"
-        assert container.wait_ready("gemma")["gemma"]["pid"] != row["pid"]
+        wait_again(container, row["pid"])
         assert chat(container.port()).strip()
-        assert container.stop() < 30
+        container.stop(90)
         assert container.exit_code == 0
 
 
@@ -76,9 +81,11 @@ def test_server_that_the_kernel_kills_for_memory_comes_back_and_the_event_says_s
         # What a killed process held is given back some milliseconds late. For who asks for memory meanwhile the kernel
         # kills once more: the one who asks, as it offers itself.
         fill = f"dd if=/dev/zero of=/dev/shm/full bs=1M count={SHM_MB}"
-        container.exec("sh", "-c", f"echo 100 >/proc/self/oom_score_adj; exec {fill}")
+        # The room is there again long before the server is started anew, or it would be killed a second time.
+        command = f"sh -c 'echo 100 >/proc/$$/oom_score_adj; exec {fill}'; rm -f /dev/shm/full"
+        container.exec("sh", "-c", command)
         container.exec("rm", "-f", "/dev/shm/full", check=True)
-        wait_until(lambda: crashes(container), 30, "the end of the server")
+        wait_until(lambda: crashes(container), 60, "the end of the server")
         # The kernel took the server first, and not PID 1.
         (crash,) = crashes(container)
         assert crash["reason"].startswith(
