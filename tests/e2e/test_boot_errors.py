@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -91,10 +90,10 @@ def test_failed_boot_stays_unhealthy_and_status_says_why(engine: Engine, place: 
         status = container.exec("/soft/app/sglang/status")
         assert status.returncode == 1
         assert f"boot failed: {failed['error']}" in status.stderr.splitlines()
-        container.wait_health("unhealthy", 60)  # a first check may have come before the end of the boot
-        wait_until(lambda: f"boot failed: {failed['error']}" in last_check(container), 30, "the check to say why")
+        container.wait_health("unhealthy")  # a first check may have come before the end of the boot
+        wait_until(lambda: f"boot failed: {failed['error']}" in last_check(container), 60, "the check to say why")
         assert container.running
-        assert container.stop(10) < 8
+        container.stop(60)
         assert container.exit_code == 0
 
 
@@ -111,7 +110,7 @@ def test_run_directory_that_cannot_be_made_is_said_by_all(engine: Engine, place:
         failed = container.wait_event("boot.failed")
         assert failed["error"].startswith("cannot write run directory /run/infer-dev: Read-only file system; ")
         assert failed["exit_code"] == 12
-        container.wait_health("unhealthy", 60)
+        container.wait_health("unhealthy")
         status = container.exec("infer-dev", "status")
         assert status.returncode == 14
         assert "/run cannot be written: set INFER_DEV_RUN_DIR to a writable directory" in status.stderr
@@ -126,9 +125,9 @@ def test_boot_that_failed_is_mended_by_hand(engine: Engine, installed: Path, pla
         again = container.exec("infer-dev", "serve")
         assert again.returncode == 10
         assert "/broken/broken.toml: line 1" in again.stderr
-        container.exec("infer-dev", "serve", CONFIG, "--wait", "110", timeout_s=150, check=True)
-        container.exec("infer-dev", "health", check=True)
-        assert json.loads(container.exec("infer-dev", "status", "--json", check=True).stdout)[0]["state"] == "ready"
+        container.exec("infer-dev", "serve", CONFIG, "--wait", "300", timeout_s=330, check=True)
+        wait_until(lambda: container.exec("infer-dev", "health").returncode == 0, 60, "health")
+        wait_until(lambda: container.row("gemma")["state"] == "ready", 60, "the server to be ready")
         assert chat_inside(container)
 
 

@@ -18,16 +18,17 @@ def test_up_installs_serves_on_the_hosts_port_and_stop_drains(engine: Engine, fr
     with project(engine, fresh, *files, **environ) as made:
         made.up()
         container = made.container()
-        assert container.health == "healthy"
+        container.wait_health("healthy")
         assert container.events("bundle.installed")
         port = container.port()
         assert json.loads(get(port, "/v1/models")[1])["data"][0]["id"] == "gemma"
         assert chat(port).strip()
-        container.wait_event("gateway.routed", 10)
+        container.wait_event("gateway.routed")
         assert chat(container.port(8000)).strip()
+        container.wait_ready("gateway", "gemma")
         rows = made.compose("exec", "-T", "infer-dev", "infer-dev", "status").stdout.splitlines()
         assert {tuple(row.split()[:2]) for row in rows[1:3]} == {("gateway", "ready"), ("gemma", "ready")}
-        made.compose("stop", timeout_s=200)
+        made.compose("stop", timeout_s=300)
         (row,) = made.rows()
         assert (row["State"], row["ExitCode"]) == ("exited", 0)
         assert container.events("entry.stopped")[0]["had_to_kill"] == []
@@ -55,6 +56,6 @@ def test_up_with_nothing_set_is_healthy_and_serves_once_told_to(engine: Engine, 
         assert "supervisord" not in container.exec("ps", "-eo", "args=", check=True).stdout
         assert container.inspect()["HostConfig"]["ShmSize"] == 32 * 1024**3
         overrides = ("-e", f"AUTO_INFER_SGLANG_OVERRIDES={serve()['AUTO_INFER_SGLANG_OVERRIDES']}")
-        words = ("exec", "-T", *overrides, "infer-dev", "infer-dev", "serve", CONFIG, "--wait", "110")
-        made.compose(*words, timeout_s=150)
+        words = ("exec", "-T", *overrides, "infer-dev", "infer-dev", "serve", CONFIG, "--wait", "300")
+        made.compose(*words, timeout_s=330)
         assert chat(container.port()).strip()

@@ -8,6 +8,7 @@ import pytest
 from engine import INSTALL, SERVE, Engine, mounts
 from inside import chat_inside
 from serving import serve
+from wait import wait_until
 
 OFFLINE = ("--network", "none")
 TMPFS = ("--tmpfs", "/run", "--tmpfs", "/tmp")
@@ -42,12 +43,13 @@ def test_container_with_few_rights_serves(engine: Engine, installed: Path, case:
         for name in ("gemma", "gateway"):
             assert container.exec("stat", "-c", "%u", f"/proc/{rows[name]['pid']}").stdout.strip() == str(uid)
         assert chat_inside(container)
-        container.wait_event("gateway.routed", 10)
+        container.wait_event("gateway.routed")
         assert chat_inside(container, GATEWAY_PORT)
-        container.exec("infer-dev", "health", check=True)
-        container.exec("infer-dev", "ctl", "status", check=True)
+        wait_until(lambda: container.exec("infer-dev", "health").returncode == 0, 60, "health")
+        # For the first second of its life a server that is ready is STARTING there.
+        wait_until(lambda: container.exec("infer-dev", "ctl", "status").returncode == 0, 30, "all to be RUNNING")
         # Root that has no power over other users' processes would find only here that it cannot end them.
-        assert container.stop(30) < 28
+        container.stop(90)
         assert container.exit_code == 0
         assert container.wait_event("entry.stopped")["had_to_kill"] == []
 
