@@ -14,7 +14,7 @@ from engine import ROOT, Container, Engine
 from inside import container_of
 
 CI = str(ROOT / "tests" / "e2e" / "compose.ci.yml")
-UP_S = 150
+UP_S = 300
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Project:
     environ: Mapping[str, str]
     folder: Path = ROOT / "docker"
 
-    def compose(self, *argv: str, timeout_s: float = 90.0, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def compose(self, *argv: str, timeout_s: float = 180.0, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run docker compose; --env-file keeps a person's own docker/.env out."""
         files = [word for name in self.files for word in ("-f", str(ROOT / "docker" / name))]
         place = ("--env-file", "/dev/null", "--project-directory", str(self.folder))

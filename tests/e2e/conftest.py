@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,14 +23,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent.name == "e2e":
             item.add_marker(pytest.mark.docker)
             if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(400))
+                # What is made once for all, such as the bundle, has bounds of its own.
+                item.add_marker(pytest.mark.timeout(400, func_only=True))
 
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
     """The engine that answers, with the image that `make e2e` built."""
     image = os.environ.get("INFER_DEV_IMAGE", "infer-dev:e2e")
-    engine = Engine(image, f"{os.getpid()}")
+    engine = Engine(image, f"{os.getpid()}-{secrets.token_hex(3)}")  # pids repeat where several share an engine
     try:
         found = engine.docker("image", "inspect", image, check=False)
     except OSError:

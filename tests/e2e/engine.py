@@ -22,7 +22,7 @@ WORKSPACE = "/hard/volume/workspace"
 PROJECT_DIR = f"{WORKSPACE}/sglang-pixi-offline"
 BUNDLE = f"{WORKSPACE}/sglang-offline-bundle.tar"
 # 3 s on an idle machine; an install of the bundle comes before it.
-READY_TIMEOUT_S = 120.0
+READY_TIMEOUT_S = 300.0
 CONFIG = "/model-configs/llama-cpp-cpu.toml"
 # The gates of a boot that serves, and of one that installs.
 SERVE = {"AUTO_INFER_SGLANG_ON_BOOT": "1", "AUTO_INFER_SGLANG_CONFIG": CONFIG}
@@ -44,7 +44,7 @@ class Engine:
         self._count = 0
 
     def docker(
-        self, *argv: str, timeout_s: float = 60.0, check: bool = True, environ: Mapping[str, str] | None = None
+        self, *argv: str, timeout_s: float = 120.0, check: bool = True, environ: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run docker; with `check` a failure is an assertion that shows what it printed."""
         run = subprocess.run(
@@ -106,7 +106,7 @@ class Container:
     name: str
 
     def exec(
-        self, *argv: str, options: Sequence[str] = (), timeout_s: float = 60.0, check: bool = False
+        self, *argv: str, options: Sequence[str] = (), timeout_s: float = 120.0, check: bool = False
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in it."""
         return self.engine.docker("exec", *options, self.name, *argv, timeout_s=timeout_s, check=check)
@@ -144,7 +144,7 @@ class Container:
                     found.append(event)
         return found
 
-    def wait_event(self, name: str, timeout_s: float = 60.0) -> dict[str, Any]:
+    def wait_event(self, name: str, timeout_s: float = 120.0) -> dict[str, Any]:
         """Return the first log line of that event."""
         return self._wait(lambda: self.events(name), timeout_s, f"the event {name}")[0]
 
@@ -182,7 +182,7 @@ class Container:
         failed = self.events("boot.failed")
         assert not failed, failed
 
-    def wait_exit(self, timeout_s: float = 60.0) -> int:
+    def wait_exit(self, timeout_s: float = 120.0) -> int:
         """Wait for its end and return the exit code."""
         self._wait(lambda: not self.running, timeout_s, "the end")
         return self.exit_code
@@ -190,7 +190,7 @@ class Container:
     def stop(self, grace_s: int = 30) -> float:
         """`docker stop`; return how long it took, in seconds."""
         started = time.monotonic()
-        self.engine.docker("stop", "-t", str(grace_s), self.name, timeout_s=grace_s + 30)
+        self.engine.docker("stop", "-t", str(grace_s), self.name, timeout_s=grace_s + 60)
         return time.monotonic() - started
 
     def port(self, inside: int = 30000) -> int:

@@ -66,7 +66,7 @@ def folder(tmp_path: Path, network: str) -> Path:
 def boot(made: Project, event: str) -> dict[str, object]:
     """Bring up a new container and wait for an event of its boot."""
     made.compose("up", "-d", "--no-build", "--pull", "never", "--force-recreate")
-    return made.container().wait_event(event, 60)
+    return made.container().wait_event(event)
 
 
 def test_gate_downloads_with_the_secret_and_the_next_container_asks_nobody(
