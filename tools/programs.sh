@@ -35,6 +35,6 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 echo "programs: installing$packages" >&2
 # shellcheck disable=SC2086  # a list of words
-(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages) >&2
+(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o DPkg::Lock::Timeout=300 --no-install-recommends $packages) >&2
 missing
 [ -z "$packages" ]
