@@ -156,6 +156,10 @@ class Container:
         except ValueError:
             return {}
 
+    def row(self, name: str) -> dict[str, Any]:
+        """The status of one server that is there; asked again where the entry is too busy to answer."""
+        return dict(self._wait(lambda: self.rows().get(name), 60.0, f"a row of {name}"))
+
     def wait_ready(self, *names: str, timeout_s: float = READY_TIMEOUT_S) -> dict[str, dict[str, Any]]:
         """Wait until these servers are ready; return all rows."""
 

@@ -68,7 +68,7 @@ class Stream:
 @contextlib.contextmanager
 def standing_still(container: Container, server: str) -> Iterator[None]:
     """Have the server's process stand still meanwhile, so that its requests stay in flight however slow the machine."""
-    pid = str(container.rows()[server]["pid"])
+    pid = str(container.row(server)["pid"])
     container.exec("kill", "-STOP", pid, check=True)
     try:
         yield

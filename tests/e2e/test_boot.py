@@ -17,7 +17,7 @@ def test_boot_installs_serves_and_a_new_container_skips_the_install(engine: Engi
         assert json.loads(get(port, "/v1/models")[1])["data"][0]["id"] == "gemma"
         assert chat(port).strip()
         # Servers and the environment belong to `me`, PID 1 is root.
-        pid = first.rows()["gemma"]["pid"]
+        pid = first.row("gemma")["pid"]
         assert first.exec("stat", "-c", "%U", f"/proc/{pid}").stdout.strip() == "me"
         assert first.exec("stat", "-c", "%U", PROJECT_DIR).stdout.strip() == "me"
         engine.docker("restart", "-t", "30", first.name, timeout_s=90)

@@ -154,7 +154,7 @@ def test_command_beside_a_fleet_takes_signals_and_its_end_drains_the_fleet(engin
         for name in ("HUP", "USR2"):
             engine.docker("kill", "-s", name, container.name)
             wait_until(lambda word=f"got-{name}": word in container.logs().split(), 60, f"the command to see {name}")
-        assert container.rows()["gemma"]["pid"] == before["gemma"]["pid"]
+        assert container.row("gemma")["pid"] == before["gemma"]["pid"]
         engine.docker("kill", "-s", "USR1", container.name)
         assert container.wait_exit() == 7
         told = [event["event"] for event in container.events()]

@@ -23,7 +23,7 @@ port = {PORT}
 api_keys_file = "/keys/api-keys"
 """
 # The server stands still while a test waits for something else, so the stream need outlast no more than a few requests.
-REQUEST_S, REQUEST_TOKENS = 90.0, 700
+REQUEST_S, REQUEST_TOKENS = 90.0, 900
 # A server that stands still for so long is not unhealthy yet.
 PROBE = {"period_s": 120.0, "timeout_s": 100.0}
 

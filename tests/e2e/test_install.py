@@ -26,8 +26,8 @@ def processes(container: Container) -> list[str]:
 
 def states(container: Container, user: str) -> dict[str, str]:
     """Return the servers' states as that user is told them."""
-    run = container.exec(f"{HELPERS}/status", "--json", options=("-u", user), check=True)
-    return {row["name"]: row["state"] for row in json.loads(run.stdout)}
+    run = container.exec(f"{HELPERS}/status", "--json", options=("-u", user))
+    return {row["name"]: row["state"] for row in json.loads(run.stdout or "[]")}
 
 
 def wait_running(container: Container, *words: str, user: str) -> None:
@@ -70,12 +70,12 @@ def serve_by_hand(user: str, container: Container) -> None:
         f"{HELPERS}/check-and-run-sglang.sh", *WAIT, options=("-u", user, *words), timeout_s=330, check=True
     )
     assert "try:  curl" in run.stdout
-    pid = container.rows()["gemma"]["pid"]
+    pid = container.row("gemma")["pid"]
     assert container.exec("stat", "-c", "%U", f"/proc/{pid}").stdout.strip() == "me"
     assert chat_inside(container)
     # Again with the same config: nothing changes, and its own port is not in its way.
     container.exec(f"{HELPERS}/check-and-run-sglang.sh", options=("-u", user, *words), check=True)
-    assert container.rows()["gemma"]["pid"] == pid
+    assert container.row("gemma")["pid"] == pid
 
 
 @pytest.mark.parametrize("user", ["root", "me"])
@@ -112,16 +112,16 @@ def test_supervisorctl_finds_the_fleet_as_it_is(engine: Engine, installed: Path)
             tail = ("supervisorctl", "tail", "-100000", "sglang:gemma")
             assert "listening on" in container.exec(*tail, options=("-u", user), check=True).stdout
         # Root of a container may not look into the processes of `me` without further ado; an update is none the wiser.
-        pid = container.rows()["gemma"]["pid"]
+        pid = container.row("gemma")["pid"]
         changed = serve(server={"threads": 1, "n_predict": 16})
         words = [word for pair in changed.items() for word in ("-e", "=".join(pair))]
         container.exec("infer-dev", "serve", CONFIG, *WAIT, options=words, timeout_s=330, check=True)
-        assert container.rows()["gemma"]["pid"] != pid
+        assert container.row("gemma")["pid"] != pid
         assert chat_inside(container)
         # A wish by supervisorctl is respected, and nobody else may have one.
         container.exec("supervisorctl", "stop", "sglang:gemma", check=True)
         # supervisord has stopped it; the entry hears of that a moment later.
-        wait_until(lambda: container.rows()["gemma"]["state"] == "stopped", 60, "the entry to know")
+        wait_until(lambda: container.row("gemma")["state"] == "stopped", 60, "the entry to know")
         refused = container.exec("infer-dev", "status", options=("-u", "nobody"))
         assert "run as root or as the servers' user" in refused.stderr
 

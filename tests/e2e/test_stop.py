@@ -28,7 +28,7 @@ def test_stop_inside_the_grace_completes_the_request_in_flight_and_exits_0(engin
         before = container.wait_ready("gemma")
         # Without a command nobody is there to take a hang-up: the servers go on.
         engine.docker("kill", "-s", "HUP", container.name)
-        assert container.rows()["gemma"]["pid"] == before["gemma"]["pid"]
+        assert container.row("gemma")["pid"] == before["gemma"]["pid"]
         stream = Stream(container.port(), REQUEST_S, REQUEST_TOKENS)
         took_s = stop_in_flight(container, "gemma", stream, grace_s=240)
         stream.join()
@@ -47,7 +47,7 @@ def test_stubborn_server_is_killed_at_the_drain_deadline_and_named(engine: Engin
         container.wait_ready("gemma")
         # A stream that is longer than the deadline, and a server that does not even see its SIGTERM.
         stream = Stream(container.port(), 300)
-        pid = container.rows()["gemma"]["pid"]
+        pid = container.row("gemma")["pid"]
         container.exec("kill", "-STOP", str(pid), check=True)
         took_s = container.stop(grace_s=90)
         stream.join()
@@ -64,7 +64,7 @@ def test_second_stop_signal_cuts_the_drain_short(engine: Engine, installed: Path
     with engine.container(options=options, environ=serve(control={"drain_timeout_s": 300})) as container:
         container.wait_ready("gemma")
         stream = Stream(container.port(), 300)
-        container.exec("kill", "-STOP", str(container.rows()["gemma"]["pid"]), check=True)
+        container.exec("kill", "-STOP", str(container.row("gemma")["pid"]), check=True)
         engine.docker("kill", "-s", "TERM", container.name)
         container.wait_event("server.draining")
         assert container.running
