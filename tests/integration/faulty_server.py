@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import json
 import socket
@@ -18,7 +19,7 @@ _GOOD = {
 }
 _SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 _CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-_LIMIT_S = 20.0
+_LIMIT_S = 120.0  # longer than any test waits: who waits for the end of a fault fails
 
 
 def event(data: object) -> bytes:
@@ -30,6 +31,12 @@ def whole(status: int, body: bytes, kind: str = "application/json", more: str = 
         f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{more}Connection: close\r\n\r\n"
     )
     return head.encode() + body
+
+
+@functools.cache
+def make_bomb() -> bytes:
+    """64 MiB that come as 64 KiB."""
+    return gzip.compress(b"[" * (64 << 20))
 
 
 class FaultyServer:
@@ -50,6 +57,7 @@ class FaultyServer:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accept
         self._listener.close()
 
     def _accept(self) -> None:
@@ -128,9 +136,7 @@ class FaultyServer:
         peer.sendall(b"data: [DONE]\n\n")
 
     def _packed(self, peer: socket.socket) -> None:
-        """64 MiB that come as 64 KiB."""
-        bomb = gzip.compress(b"[" * (64 << 20))
-        peer.sendall(whole(200, bomb, more="Content-Encoding: gzip\r\n"))
+        peer.sendall(whole(200, make_bomb(), more="Content-Encoding: gzip\r\n"))
 
     def _hang(self, peer: socket.socket) -> None:
         peer.recv(1)
@@ -168,13 +174,14 @@ class FaultyServer:
         peer.sendall(_SSE + event(_EVENT) * 3 + event(_LAST) + b"data: [DONE]\n\n")
 
     def _sse_at_once(self, peer: socket.socket) -> None:
+        """So many pieces that a client which is interrupted while it takes them still gets many at each arrival."""
         time.sleep(0.1)
-        peer.sendall(_SSE + event(_EVENT) * 20 + event(_LAST) + b"data: [DONE]\n\n")
+        peer.sendall(_SSE + event(_EVENT) * 200 + event(_LAST) + b"data: [DONE]\n\n")
 
     def _sse_by_size(self, peer: socket.socket) -> None:
-        """What a proxy makes of 32 pieces with buffers of a fixed size."""
+        """What a proxy makes of 320 pieces with buffers of a fixed size."""
         peer.sendall(_SSE)
-        for count in (14, 14, 4):
+        for count in (140, 140, 40):
             time.sleep(0.1)
             peer.sendall(event(_EVENT) * count)
         peer.sendall(event(_LAST) + b"data: [DONE]\n\n")

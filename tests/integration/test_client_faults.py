@@ -32,11 +32,11 @@ from infer_dev_entry.client import (
 
 KEY = "sk-very-secret-key"
 MESSAGES = [{"role": "user", "content": "hi"}]
-# What the faults above take, with a margin for a machine with other work.
-BOUND_S = 10.0
+# What the faults below take at most, with a margin for a machine with other work; no fault ends by itself so soon.
+BOUND_S = 30.0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def faulty() -> Iterator[FaultyServer]:
     with FaultyServer() as server:
         yield server
@@ -66,8 +66,8 @@ def attach(faulty: FaultyServer, fault: str, timeout_s: float = 5.0) -> Runtime:
         ("garbage", BrokenAnswerError, 5),
         ("html", BrokenAnswerError, 5),
         ("packed", BrokenAnswerError, 5),
-        ("endless", BrokenAnswerError, 9),
-        ("endless-error", BrokenAnswerError, 5),
+        ("endless", BrokenAnswerError, 20),
+        ("endless-error", BrokenAnswerError, 20),
     ],
 )
 def test_fault_of_a_server_is_a_typed_error_in_time(
@@ -89,19 +89,19 @@ def test_fault_of_a_server_is_a_typed_error_in_time(
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "words"),
+    ("fault", "kind", "words", "timeout_s"),
     [
-        ("sse-cut", BrokenAnswerError, "ended before the answer did"),
-        ("sse-broken", BrokenAnswerError, "the connection broke"),
-        ("sse-silent", AnswerTimeoutError, "no answer within 0.5 s"),
-        ("sse-garbage", BrokenAnswerError, "it is not JSON"),
-        ("sse-error", BadRequestError, "no grammar here"),
+        ("sse-cut", BrokenAnswerError, "ended before the answer did", 20),
+        ("sse-broken", BrokenAnswerError, "the connection broke", 20),
+        ("sse-silent", AnswerTimeoutError, "no answer within 2 s", 2),  # the first event has to come within it, too
+        ("sse-garbage", BrokenAnswerError, "it is not JSON", 20),
+        ("sse-error", BadRequestError, "no grammar here", 20),
     ],
 )
 def test_stream_that_fails_on_the_way_gives_what_came_and_then_the_error(
-    faulty: FaultyServer, fault: str, kind: type[ClientError], words: str
+    faulty: FaultyServer, fault: str, kind: type[ClientError], words: str, timeout_s: float
 ) -> None:
-    with attach(faulty, fault, 0.5) as runtime:
+    with attach(faulty, fault, timeout_s) as runtime:
         stream = runtime.stream("x")
         assert next(stream).text == "a"
         with pytest.raises(kind, match=words):
@@ -124,7 +124,7 @@ def test_closed_stream_hangs_up(faulty: FaultyServer) -> None:
         stream = runtime.stream_chat(MESSAGES)
         next(stream)
         stream.close()
-        wait_until(lambda: faulty.hung_up == before + 1, 5, "the connection to be closed")
+        wait_until(lambda: faulty.hung_up == before + 1, 15, "the connection to be closed")
         with attach(faulty, "good") as other:
             assert other.chat(MESSAGES).text == "ok"
 
@@ -136,7 +136,7 @@ def test_closed_runtime_hangs_up_and_asks_no_more(faulty: FaultyServer) -> None:
     next(stream)
     runtime.close()
     runtime.close()
-    wait_until(lambda: faulty.hung_up == before + 1, 5, "the connection to be closed")
+    wait_until(lambda: faulty.hung_up == before + 1, 15, "the connection to be closed")
     with pytest.raises(ClientError, match="is closed"):
         runtime.generate("x")
     with pytest.raises(ClientError, match="is closed"):
