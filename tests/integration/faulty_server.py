@@ -70,7 +70,10 @@ class FaultyServer:
         peer.settimeout(_LIMIT_S)
         try:
             with peer, peer.makefile("rb") as stream:
-                path = stream.readline().decode("latin-1").split(" ")[1]
+                first = stream.readline().decode("latin-1")
+                if not first:
+                    raise ConnectionError("the client was gone before it asked")
+                path = first.split(" ")[1]
                 headers = {}
                 for line in iter(stream.readline, b"\r\n"):
                     name, _, value = line.decode("latin-1").partition(":")
