@@ -23,6 +23,9 @@ ALICE = "sk-alice-0123456789.AbC+d"
 BOB = "sk-bob-0123456789-xYz"
 NGINX = shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin")))
 
+# A probe that is late takes its server out of the pool, so that a busy machine needs more time for one.
+PATIENT = {"period_s": 5.0, "timeout_s": 4.5}
+
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed; tools/programs.sh installs it as root")
 
 
@@ -56,6 +59,11 @@ class Stream:
     def tokens(self) -> int:
         return self.text.count(b'"delta"')
 
+    @property
+    def spread_s(self) -> float:
+        """The time from the first arrival to the last."""
+        return self.times[-1] - self.times[0]
+
 
 class Client:
     """Talks to a gateway with one key ("": none)."""
@@ -86,9 +94,11 @@ class Client:
             return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout_s, context=self._tls)
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
 
-    def stream(self, tokens: int, pause_s: float, path: str = "/v1", timeout_s: float = 30) -> Stream:
-        """Stream a chat to its end."""
-        seen = Stream()
+    def stream(
+        self, tokens: int, pause_s: float, path: str = "/v1", timeout_s: float = 30, into: Stream | None = None
+    ) -> Stream:
+        """Stream a chat to its end; `into` can be looked at meanwhile."""
+        seen = Stream() if into is None else into
         connection = self._connect(timeout_s)
         body = json.dumps({"stream": True, "tokens": tokens, "pause_s": pause_s})
         try:
@@ -108,7 +118,7 @@ class Client:
         """Stream in a thread."""
         return Running(self, tokens, pause_s, path)
 
-    def raw(self, data: bytes, timeout_s: float = 5) -> bytes:
+    def raw(self, data: bytes, timeout_s: float = 15) -> bytes:
         """Send bytes as they are, and read until the gateway closes."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as peer:
             peer.sendall(data)
@@ -122,20 +132,25 @@ class Running:
     """A stream under way; `result` waits for its end."""
 
     def __init__(self, client: Client, tokens: int, pause_s: float, path: str) -> None:
-        self._seen: Stream | None = None
+        self._seen = Stream()
         self._thread = threading.Thread(target=self._run, args=(client, tokens, pause_s, path), daemon=True)
         self._thread.start()
 
     def _run(self, client: Client, tokens: int, pause_s: float, path: str) -> None:
-        self._seen = client.stream(tokens, pause_s, path)
+        client.stream(tokens, pause_s, path, into=self._seen)
+
+    @property
+    def has_begun(self) -> bool:
+        """True once a piece has come."""
+        return bool(self._seen.times)
 
     @property
     def is_over(self) -> bool:
-        return self._seen is not None
+        return not self._thread.is_alive()
 
     def result(self, timeout_s: float = 30) -> Stream:
         self._thread.join(timeout_s)
-        assert self._seen is not None, "the stream did not end"
+        assert self.is_over, "the stream did not end"
         return self._seen
 
 
@@ -152,12 +167,20 @@ class Site:
         self.worker_count = 2
 
     def write(
-        self, *extra: str, name: str = "fleet.toml", flags: Mapping[str, tuple[str, ...]] = {}, **gateway: object
+        self,
+        *extra: str,
+        name: str = "fleet.toml",
+        flags: Mapping[str, tuple[str, ...]] = {},
+        probes: Mapping[str, Mapping[str, object]] = {},
+        **gateway: object,
     ) -> Path:
-        """Write the TOML; `flags` are words for a fake server, `gateway` keys of the gateway."""
+        """Write the TOML; `flags` are words for a fake server, `probes` its timing, `gateway` keys of the gateway."""
         table = {"port": self.port, "workers": self.worker_count, **gateway}
         lines = "\n".join(f"{key} = {render_toml(value)}" for key, value in table.items())
-        servers = [server(f'"{name}"', port, *flags.get(name, ())) for name, port in self.ports.items()]
+        servers = [
+            server(f'"{name}"', port, *flags.get(name, ()), probe=probes.get(name, PATIENT))
+            for name, port in self.ports.items()
+        ]
         return self.fleet.write(*servers, f"[gateway]\n{lines}\n", *extra, name=name)
 
     def with_keys(self, text: str = f"alice: {ALICE}\nbob: {BOB}\n") -> str:
@@ -174,7 +197,7 @@ class Site:
         self.fleet.wait_ready(*self.names, "gateway")
         self.wait_pool(*self.names)
 
-    def wait_pool(self, *names: str, timeout_s: float = 15) -> None:
+    def wait_pool(self, *names: str, timeout_s: float = 30) -> None:
         """Wait until nginx by its own word hands requests to just these servers, and all its workers do.
 
         For a tenth of a second after a reload it lets old and new workers take requests.
@@ -204,5 +227,7 @@ class Site:
     def wait_logged(self, **fields: object) -> dict[str, Any]:
         """Wait until a request with these fields was logged."""
         return wait_until(
-            lambda: next((row for row in self.access_log() if fields.items() <= row.items()), {}), 5, f"log of {fields}"
+            lambda: next((row for row in self.access_log() if fields.items() <= row.items()), {}),
+            15,
+            f"log of {fields}",
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fleet import Fleet, free_port, free_ports, server
-from gateway import ALICE, Site, needs_nginx
+from gateway import ALICE, PATIENT, Site, needs_nginx
 from test_gateway_life import make_certificate
 
 pytest.importorskip("openai", reason="the client extra is not installed")
@@ -37,7 +37,7 @@ def test_gateway_with_keys_is_attached_to_and_checked_with_the_key_that_is_given
     site = Site(fleet, "a", "b")
     flags = {"api_key": OWN}
     gateway = f'[gateway]\nport = {site.port}\nworkers = 2\napi_keys_file = "{site.with_keys()}"\n'
-    fleet.write(*(server(name, port, flags=flags) for name, port in site.ports.items()), gateway)
+    fleet.write(*(server(name, port, flags=flags, probe=PATIENT) for name, port in site.ports.items()), gateway)
     fleet.start()
     fleet.wait_ready()
     site.wait_pool("a", "b")
@@ -71,7 +71,7 @@ def test_gateway_is_known_by_the_command_lines_of_the_servers_behind_it(fleet: F
     site = Site(fleet, "a")
     glm = {"tool_call_parser": "glm47", "reasoning_parser": "glm45", "load_format": "dummy"}
     gateway = f"[gateway]\nport = {site.port}\nworkers = 2\n"
-    fleet.write(server("a", site.ports["a"], flags=glm), gateway)
+    fleet.write(server("a", site.ports["a"], flags=glm, probe=PATIENT), gateway)
     fleet.start()
     fleet.wait_ready()
     site.wait_pool("a")
@@ -99,7 +99,7 @@ def test_gateway_with_a_certificate_of_its_own_is_trusted_by_its_file(fleet: Fle
     assert (refused.returncode, refused.stderr.count("\n")) == (41, 1), refused.stderr
     trusting = {**fleet.environ, "SSL_CERT_FILE": str(certificate)}
     with Runtime.attach(environ=trusting) as runtime:
-        fleet.wait(lambda: answers(runtime), 10, "the gateway to have its server")
+        fleet.wait(lambda: answers(runtime), 20, "the gateway to have its server")
     assert verdicts(fleet, "gateway", SSL_CERT_FILE=str(certificate)) == [("gateway", "pass")]
     with pytest.raises(ClientError, match="SSL_CERT_FILE"):
         Runtime.attach(environ={**fleet.environ, "SSL_CERT_FILE": str(key)})
@@ -116,12 +116,12 @@ def test_router_stands_for_its_servers(fleet: Fleet) -> None:
     pytest.importorskip("sglang_router", reason="sglang-router is not installed")
     port = free_port()
     gateway = f'[gateway]\nengine = "sglang-router"\nport = {port}\n'
-    fleet.write(*(server(name, port) for name, port in zip("ab", free_ports(2), strict=True)), gateway)
+    fleet.write(*(server(name, port, probe=PATIENT) for name, port in zip("ab", free_ports(2), strict=True)), gateway)
     fleet.start()
     fleet.wait_ready("a", "b", "gateway", timeout_s=90)
     with Runtime.attach(model="fake", environ=fleet.environ) as runtime:
         assert runtime.url == f"http://127.0.0.1:{port}"
-        fleet.wait(lambda: answers(runtime), 15, "the router to have a worker")
+        fleet.wait(lambda: answers(runtime), 30, "the router to have a worker")
     assert verdicts(fleet, "--model", "fake") == [("a", "pass"), ("b", "pass"), ("gateway", "pass")]
 
 
@@ -130,7 +130,7 @@ def test_node_beside_the_first_is_not_asked(fleet: Fleet) -> None:
         address = f"127.0.0.1:{meeting.getsockname()[1]}"
         group = {"device": "cpu", "tp_size": 2, "nnodes": 2, "node_rank": 1, "dist_init_addr": address}
         first, other = free_ports(2)
-        fleet.write(server("a", first), server("glm", other, flags=group))
+        fleet.write(server("a", first, probe=PATIENT), server("glm", other, flags=group))
         fleet.start()
         fleet.wait_ready("a", "glm")
         with Runtime.attach(environ=fleet.environ) as runtime:

@@ -69,14 +69,15 @@ def test_example_leads_to_a_gateway_that_is_ready_and_streams(fleet: Fleet, tmp_
     try:
         trust = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
         client = Client(tls, ALICE, trust)
-        wait_until(lambda: answers(client), 5, "the host to answer")
+        wait_until(lambda: answers(client), 20, "the host to answer")
         for _ in range(4):  # one of its two gateways is not there
             assert client.ask("/v1/models").status == 200
         seen = client.ask("/v1/fake/echo", X_Request_ID="from-outside").json["headers"]
         assert (seen["x-request-id"], seen["x-forwarded-for"]) == ("from-outside", "127.0.0.1, 127.0.0.1")
         assert client.ask("/metrics").status == 404 and client.ask("/server_info").status == 404
-        stream = client.stream(5, 0.1)
-        assert stream.complete and len(stream.times) >= 5
+        stream = client.stream(15, 0.1)
+        # A client that waits for its processor gets several tokens at once; a buffer would give all at the end.
+        assert stream.complete and len(stream.times) >= 3 and stream.spread_s > 0.75
         assert Client(tls, "", trust).ask("/v1/models").status == 401
         assert Client(plain).ask("/v1/models").json["error"]["code"] == "https_only"
     finally:

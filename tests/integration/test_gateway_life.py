@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ pytest_plugins = ("fleet_fixtures",)
 
 def streams_of(port: int) -> dict[str, int]:
     """What a fake server says of its streams."""
-    found: dict[str, int] = json.loads(get(port, "/v1/fake/streams")[1])
+    found: dict[str, int] = json.loads(get(port, "/v1/fake/streams", 10)[1])
     return found
 
 
@@ -34,19 +33,18 @@ def test_stream_flows_token_by_token_and_a_client_that_leaves_ends_it(fleet: Fle
     site = Site(fleet, "a")
     site.write()
     site.start()
-    seen = site.client.stream(tokens=8, pause_s=0.1)
-    assert seen.complete and seen.tokens == 8
-    gaps = [later - earlier for earlier, later in pairwise(seen.times)]
-    assert len(seen.times) >= 8, "tokens were held back and came together"
-    assert max(gaps) < 0.4 and sorted(gaps)[len(gaps) // 2] > 0.05
+    seen = site.client.stream(tokens=20, pause_s=0.1)
+    assert seen.complete and seen.tokens == 20
+    # A client that waits for its processor gets several tokens at once; a buffer would give all of them at the end.
+    assert len(seen.times) >= 3 and seen.spread_s > 1, "tokens were held back and came together"
     # A client that closes in the middle: the server learns of it within a token or two, not at the end.
     with connect(site.port) as peer:
-        body = b'{"stream": true, "tokens": 100, "pause_s": 0.05}'
+        body = b'{"stream": true, "tokens": 1000, "pause_s": 0.05}'
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         peer.sendall(head.encode() + body)
         assert peer.recv(1000)
-        assert streams_of(site.ports["a"])["running"] == 1
-    wait_until(lambda: streams_of(site.ports["a"])["broken"] == 1, 2, "the server to learn that its client has left")
+        wait_until(lambda: streams_of(site.ports["a"])["running"] == 1, 15, "no probe beside the stream")
+    wait_until(lambda: streams_of(site.ports["a"])["broken"] == 1, 15, "the server to learn that its client has left")
 
 
 def test_client_that_reads_nothing_holds_its_server_back_and_fills_no_disk(fleet: Fleet) -> None:
@@ -59,8 +57,10 @@ def test_client_that_reads_nothing_holds_its_server_back_and_fills_no_disk(fleet
         peer.sendall(head.encode() + body)
         counts = [-2, -1]
         # Until the kernel's buffers are full: two looks in a row see no more tokens.
-        wait_until(lambda: counts.append(tokens_after(site, 0.2)) or counts[-1] == counts[-2], 15, "the stream to stop")
-        assert 0 < counts[-1] < 1_000_000
+        wait_until(
+            lambda: counts.append(tokens_after(site, 0.2)) or 0 < counts[-1] == counts[-2], 60, "the stream to stop"
+        )
+        assert counts[-1] < 1_000_000
         assert not [path for path in (fleet.base / "tmp").rglob("*") if path.is_file() and path.name != "nginx.pid"]
 
 
@@ -74,14 +74,18 @@ def test_killed_server_costs_only_what_it_held_and_comes_back(fleet: Fleet) -> N
     site = Site(fleet, "a", "b")
     site.write()
     site.start()
-    running = {name: site.client.start_stream(40, 0.05, f"/{name}/v1") for name in ("a", "b")}
-    wait_until(lambda: all(streams_of(port)["streamed"] for port in site.ports.values()), 5, "both to stream")
+    # That of `a` is far from its end when `a` is killed.
+    running = {name: site.client.start_stream(tokens, 0.05, f"/{name}/v1") for name, tokens in (("a", 1000), ("b", 80))}
+    wait_until(lambda: all(stream.has_begun for stream in running.values()), 15, "both to stream")
     stop = threading.Event()
     statuses: list[int] = []
 
     def ask_all_the_time() -> None:
         while not stop.is_set():
-            statuses.append(site.client.ask("/v1/models").status)
+            try:
+                statuses.append(site.client.ask("/v1/models", timeout_s=20).status)
+            except OSError:
+                statuses.append(0)
 
     asker = threading.Thread(target=ask_all_the_time, daemon=True)
     asker.start()
@@ -89,11 +93,11 @@ def test_killed_server_costs_only_what_it_held_and_comes_back(fleet: Fleet) -> N
     fleet.wait_again("a", old)
     site.wait_pool("a", "b")
     stop.set()
-    asker.join(5)
-    assert len(statuses) > 50 and set(statuses) == {200}
+    asker.join(25)
+    assert len(statuses) > 5 and set(statuses) == {200}
     lost, kept = running["a"].result(), running["b"].result()
     assert not lost.complete and lost.status == 200  # begun, so never sent to another
-    assert kept.complete and kept.tokens == 40
+    assert kept.complete and kept.tokens == 80
     assert fleet.row("gateway")["restarts"] == 0, fleet.tail() + fleet.log_of("gateway")
 
 
@@ -103,7 +107,7 @@ def test_request_that_kills_its_server_is_tried_once_more_and_no_further(fleet: 
     site.start()
     answer = site.client.ask("/v1/chat/completions", body={"die": True})
     assert answer.status == 502 and answer.json["error"]["code"] == "server_broke_off"
-    fleet.wait(lambda: len(fleet.events("server.crashed")) >= 2, 5, "two servers to crash")
+    fleet.wait(lambda: len(fleet.events("server.crashed")) >= 2, 15, "two servers to crash")
     row = site.wait_logged(status=502)
     assert len(row["server"].split(",")) == 2
     assert site.client.ask("/v1/models").status == 200
@@ -112,8 +116,11 @@ def test_request_that_kills_its_server_is_tried_once_more_and_no_further(fleet: 
 
 def test_pool_without_a_ready_server_says_so_until_one_is(fleet: Fleet) -> None:
     site = Site(fleet, "a", "b")
-    gate = fleet.base / "hang"
-    site.write(flags={"a": ("--load-s", "1.5"), "b": ("--hang-file", str(gate))})
+    load, gate = fleet.base / "load", fleet.base / "hang"
+    # `b` is found to hang soon, and never ended for it.
+    quick = {"period_s": 1.0, "timeout_s": 0.9, "failure_threshold": 1000}
+    site.write(flags={"a": ("--load-file", str(load)), "b": ("--hang-file", str(gate))}, probes={"b": quick})
+    load.touch()
     gate.touch()
     fleet.start()
     fleet.wait_state("gateway", "ready")  # it waits for nobody
@@ -121,6 +128,7 @@ def test_pool_without_a_ready_server_says_so_until_one_is(fleet: Fleet) -> None:
     assert answer.status == 503 and int(answer.headers["retry-after"]) > 0
     assert answer.json["error"]["code"] == "no_server_ready" and "a, b" in answer.json["error"]["message"]
     assert site.client.ask("/health").status == 503
+    load.unlink()
     site.wait_pool("a")
     assert site.client.ask("/health").status == 200 and site.client.ask("/v1/models").status == 200
     assert "waited for: b" in site.client.ask("/b/v1/models").json["error"]["message"]
@@ -129,7 +137,7 @@ def test_pool_without_a_ready_server_says_so_until_one_is(fleet: Fleet) -> None:
     # A hang leaves the pool at the first probe that fails, long before the server is ended for it.
     gate.touch()
     site.wait_pool("a")
-    assert fleet.row("b")["state"] == "unhealthy"
+    fleet.wait_state("b", "unhealthy")
     gate.unlink()
     assert fleet.cli("stop", "a").returncode == 0
     site.wait_pool("b")
@@ -141,9 +149,9 @@ def test_keys_are_added_revoked_and_kept_without_dropping_a_stream(fleet: Fleet)
     site.start()
     bob = Client(site.port, BOB)
     running = bob.start_stream(120, 0.05)
-    wait_until(lambda: streams_of(site.ports["a"])["streamed"], 5, "bob's stream to begin")
+    wait_until(lambda: streams_of(site.ports["a"])["streamed"], 15, "bob's stream to begin")
     site.with_keys(f"alice: {ALICE}\n")
-    wait_until(lambda: bob.ask().status == 401, 5, "bob's key to be revoked")
+    wait_until(lambda: bob.ask().status == 401, 15, "bob's key to be revoked")
     assert site.client.ask().status == 200
     # A bad file: the keys that were serve on, the log and the status say why, and neither says a key.
     site.with_keys(f"alice: {ALICE}\n{BOB} with a blank\n")
@@ -151,8 +159,8 @@ def test_keys_are_added_revoked_and_kept_without_dropping_a_stream(fleet: Fleet)
     assert "the 1 old keys stay in force" in row["reason"] and "keys check" in row["mend"]
     assert (site.client.ask().status, bob.ask().status) == (200, 401)
     site.with_keys(f"bob: {BOB}\n")
-    wait_until(lambda: (site.client.ask().status, bob.ask().status) == (401, 200), 5, "bob to be let in again")
-    fleet.wait(lambda: fleet.row("gateway")["reason"] == "", 5, "the reason to go")
+    wait_until(lambda: (site.client.ask().status, bob.ask().status) == (401, 200), 15, "bob to be let in again")
+    fleet.wait(lambda: fleet.row("gateway")["reason"] == "", 15, "the reason to go")
     stream = running.result()
     assert stream.complete and stream.tokens == 120
     said = fleet.event_log.read_text() + fleet.log_of("gateway")
@@ -185,10 +193,12 @@ def test_update_reroutes_a_running_gateway_and_drains_it_when_its_port_moves(fle
     site.start()
     before = fleet.row("gateway")["pid"]
     running = site.client.start_stream(60, 0.05)
-    wait_until(lambda: sum(streams_of(port)["streamed"] for port in site.ports.values()), 5, "a stream to begin")
+    wait_until(lambda: sum(streams_of(port)["streamed"] for port in site.ports.values()), 15, "a stream to begin")
     config = site.write(instances=["b"], rate_per_s=1000, name="fewer")
     assert fleet.cli("serve", str(config), "--wait", "20").returncode == 0
-    wait_until(lambda: "gateway_rate_by_address" in (fleet.run_dir / "config/gateway.conf").read_text(), 5, "the limit")
+    wait_until(
+        lambda: "gateway_rate_by_address" in (fleet.run_dir / "config/gateway.conf").read_text(), 15, "the limit"
+    )
     assert fleet.row("gateway")["pid"] == before
     config = site.write(host="0.0.0.0")
     assert fleet.cli("serve", str(config), "--wait", "30").returncode == 0
@@ -208,7 +218,7 @@ def test_keys_for_an_open_gateway_with_limits_close_it_by_a_reload(fleet: Fleet)
     # What is counted changes from addresses to names, and nginx reloads no zone whose key is another.
     config = site.write(api_keys_file=site.with_keys(), **limits)
     assert fleet.cli("serve", str(config), "--wait", "20").returncode == 0
-    wait_until(lambda: Client(site.port, "").ask().status == 401, 5, "the gateway to ask for keys")
+    wait_until(lambda: Client(site.port, "").ask().status == 401, 15, "the gateway to ask for keys")
     assert site.client.ask().status == 200
     assert fleet.row("gateway")["pid"] == before
 
@@ -217,11 +227,11 @@ def test_stop_lets_streams_end_and_closes_the_port_at_once(fleet: Fleet) -> None
     site = Site(fleet, "a")
     site.write(flags={"a": ("--drain-s", "0")})
     site.start()
-    running = site.client.start_stream(30, 0.05)
-    wait_until(lambda: streams_of(site.ports["a"])["streamed"], 5, "the stream to begin")
+    running = site.client.start_stream(60, 0.05)
+    wait_until(lambda: running.has_begun, 15, "the stream to begin")
     assert fleet.stop() == 0
     seen = running.result()
-    assert seen.complete and seen.tokens == 30
+    assert seen.complete and seen.tokens == 60
     assert fleet.wait_event("entry.stopped")["had_to_kill"] == []
 
 
@@ -230,19 +240,19 @@ def test_two_hundred_streams_flow_at_once_through_a_reload(fleet: Fleet) -> None
     site.write(api_keys_file=site.with_keys())
     site.start()
     with ThreadPoolExecutor(200) as pool:
-        running = [pool.submit(site.client.stream, 12, 0.2) for _ in range(200)]
-        wait_until(lambda: sum(streams_of(port)["running"] for port in site.ports.values()) >= 200, 15, "200 streams")
+        running = [pool.submit(site.client.stream, 10, 1.0) for _ in range(200)]
+        wait_until(lambda: sum(streams_of(port)["running"] for port in site.ports.values()) >= 200, 20, "200 streams")
         held = [streams_of(port)["running"] for port in site.ports.values()]
         site.with_keys(f"bob: {BOB}\n")
-        wait_until(lambda: site.client.ask().status == 401, 5, "the reload")
-        seen = [stream.result(40) for stream in running]
-    assert all(stream.complete and stream.tokens == 12 for stream in seen), [s for s in seen if not s.complete][:3]
+        wait_until(lambda: site.client.ask().status == 401, 20, "the reload")
+        seen = [stream.result(60) for stream in running]
+    assert all(stream.complete and stream.tokens == 10 for stream in seen), [s for s in seen if not s.complete][:3]
     assert max(held) - min(held) <= 8, held  # least connections, counted over all workers
 
 
 def test_limits_of_a_key_concern_that_key_alone(fleet: Fleet) -> None:
     site = Site(fleet, "a")
-    config = site.write(api_keys_file=site.with_keys(), rate_per_s=1, burst=3, max_connections=2)
+    config = site.write(api_keys_file=site.with_keys(), rate_per_s=0.1, burst=3, max_connections=2)
     own = "b4ck$HOME end\\"  # the server's own key, with what nginx would take for a variable
     model = 'model_path = "fake/model"\n'
     config.write_text(config.read_text().replace(model, f"{model}api_key = {render_toml(own)}\n"))
@@ -252,10 +262,11 @@ def test_limits_of_a_key_concern_that_key_alone(fleet: Fleet) -> None:
     bob = Client(site.port, BOB)
     answers = [site.client.ask("/v1/models") for _ in range(12)]
     refused = [answer for answer in answers if answer.status == 429]
-    assert 6 <= len(refused) <= 9 and answers[0].status == 200
+    # One and a burst of three pass, and one more each ten seconds.
+    assert 6 <= len(refused) <= 8 and answers[0].status == 200
     assert refused[0].json["error"]["type"] == "rate_limit_error" and refused[0].headers["retry-after"] == "1"
-    running = [bob.start_stream(40, 0.05) for _ in range(2)]
-    wait_until(lambda: streams_of(site.ports["a"])["running"] == 2, 5, "bob's two streams")
+    running = [bob.start_stream(120, 0.05) for _ in range(2)]
+    wait_until(lambda: all(stream.has_begun for stream in running), 15, "bob's two streams")
     assert bob.ask("/v1/models").status == 429
     assert all(stream.result().complete for stream in running)
 
@@ -299,7 +310,7 @@ def test_tls_serves_http2_and_http1_and_refuses_old_protocols_and_plain_http(fle
 
 
 def connect(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=5)
+    return socket.create_connection(("127.0.0.1", port), timeout=15)
 
 
 def make_certificate(base: Path) -> tuple[Path, Path]:
@@ -343,9 +354,14 @@ def test_access_log_rotates_and_nginx_writes_to_the_new_one(fleet: Fleet) -> Non
     for _ in range(15):
         site.client.ask("/v1/models")
     old = log.with_name(f"{log.name}.1")
-    wait_until(lambda: old.exists() and log.exists(), 8, "the log to rotate")
-    site.client.ask("/v1/models", X_Request_ID="last")
-    site.wait_logged(id="last")
+    wait_until(lambda: old.exists() and log.exists(), 20, "the log to rotate")
+
+    def reaches_the_new_log() -> bool:
+        """nginx is told a moment after the new log is there."""
+        site.client.ask("/v1/models", X_Request_ID="last")
+        return any(row["id"] == "last" for row in site.access_log())
+
+    wait_until(reaches_the_new_log, 15, "nginx to write to the new log")
     assert sorted(path.name for path in fleet.log_dir.glob("*access*")) == [log.name, old.name]
 
 
@@ -358,7 +374,7 @@ def test_log_that_cannot_rotate_is_told_of_and_keeps_no_revoked_key_in_force(fle
         site.client.ask()
     assert "is a directory" in fleet.wait_event("gateway.log_not_rotated")["reason"].lower()
     site.with_keys(f"bob: {BOB}\n")
-    wait_until(lambda: site.client.ask().status == 401, 6, "alice's key to be revoked")
+    wait_until(lambda: site.client.ask().status == 401, 15, "alice's key to be revoked")
     assert len(fleet.events("gateway.log_not_rotated")) == 1
 
 
@@ -371,14 +387,18 @@ def test_gateway_of_another_user_runs_tests_and_logs_as_that_user(fleet: Fleet) 
     config.write_text(config.read_text().replace(sys.executable, SYSTEM_PYTHON))
     site.start(AUTO_INFER_SGLANG_USER="nobody")
     assert site.client.ask("/v1/chat/completions", body={"messages": [{"content": "z" * 600_000}]}).status == 200
-    nginx = [member for member in fleet.members() if any("nginx:" in word for word in member.argv)]
-    assert len(nginx) == 3 and {member.uid for member in nginx} == {nobody}
+
+    def nginx_uids() -> list[int]:
+        return [member.uid for member in fleet.members() if any("nginx:" in word for word in member.argv)]
+
+    wait_until(lambda: len(nginx_uids()) == 3, 15, "workers from before a reload to be gone")
+    assert set(nginx_uids()) == {nobody}
     conf = fleet.run_dir / "config/gateway.conf"
     assert conf.stat().st_uid == nobody and conf.stat().st_mode & 0o777 == 0o600
     assert (fleet.log_dir / "sglang-server-gateway-access.log").stat().st_uid == nobody
     assert site.wait_logged(status=200)
     site.with_keys(f"bob: {BOB}\n")
-    wait_until(lambda: site.client.ask().status == 401, 5, "the reload")
+    wait_until(lambda: site.client.ask().status == 401, 15, "the reload")
 
 
 def test_full_disk_leaves_the_old_pools_in_force_and_says_so(fleet: Fleet) -> None:
@@ -401,4 +421,4 @@ def test_full_disk_leaves_the_old_pools_in_force_and_says_so(fleet: Fleet) -> No
     filler.unlink()
     fleet.wait_again("b", old)
     site.wait_pool("a", "b")
-    fleet.wait(lambda: fleet.row("gateway")["reason"] == "", 10, "the reason to go")
+    fleet.wait(lambda: fleet.row("gateway")["reason"] == "", 20, "the reason to go")

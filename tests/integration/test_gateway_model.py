@@ -41,8 +41,9 @@ def test_openai_client_streams_from_the_model_through_the_gateway(fleet: Fleet) 
         words.append(event.choices[0].delta.content or "" if event.choices else "")
     assert "".join(words).strip()
     gaps = [later - earlier for earlier, later in pairwise(times)]
-    # Tokens take this model some milliseconds each; in one lump they would all come within one.
-    assert len(times) >= 30 and sum(gap > 0.001 for gap in gaps) > len(gaps) / 2, statistics.quantiles(gaps)
+    # Tokens take this model some milliseconds each; in one lump hardly a gap would be as long. A client that waits for
+    # its processor gets several tokens at once.
+    assert len(times) >= 30 and sum(gap > 0.001 for gap in gaps) >= 8, statistics.quantiles(gaps)
 
     with pytest.raises(openai.AuthenticationError) as refused:
         openai.OpenAI(base_url=client.base_url, api_key=ALICE.lower(), max_retries=0).models.list()

@@ -19,6 +19,7 @@ from wait import wait_until
 pytestmark = needs_nginx
 
 BODY_BYTES = 1_000_000
+SLOW_CLIENT_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def site() -> Iterator[Site]:
     fleet = Fleet(base)
     made = Site(fleet, "a", "b.2")
     try:
-        made.write(api_keys_file=made.with_keys(), max_body_bytes=BODY_BYTES, client_timeout_s=1.0)
+        made.write(api_keys_file=made.with_keys(), max_body_bytes=BODY_BYTES, client_timeout_s=SLOW_CLIENT_S)
         made.start()
         yield made
     finally:
@@ -207,7 +208,7 @@ def test_body_of_50_megabytes_in_chunks_is_cut_off(site: Site) -> None:
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ALICE}\r\n"
     chunk = b"10000\r\n" + b"z" * 65536 + b"\r\n"
     sent, answer = 0, b""
-    with socket.create_connection(("127.0.0.1", site.port), timeout=10) as peer:
+    with socket.create_connection(("127.0.0.1", site.port), timeout=30) as peer:
         peer.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
         try:
             for _ in range(800):
@@ -233,14 +234,13 @@ def test_slow_loris_is_cut_off_and_others_are_served_meanwhile(site: Site) -> No
             peer.sendall(f"{head}Content-Length: 1000\r\n\r\n".encode() + b"{")
         began = time.monotonic()
         assert site.client.ask().status == 200
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < SLOW_CLIENT_S - 1  # they are still there
         # No server holds a request of theirs: the gateway waits for a whole one. The last answer and a probe may count.
-        held = [json.loads(get(port, "/v1/fake/streams")[1])["running"] for port in site.ports.values()]
+        held = [json.loads(get(port, "/v1/fake/streams", 10)[1])["running"] for port in site.ports.values()]
         assert sum(held) < len(bodies) / 5, held
         for peer in (*heads, *bodies):
             peer.settimeout(5)
-        wait_until(lambda: all(is_closed(peer) for peer in (*heads, *bodies)), 6, "every slow client to be cut off")
-        assert time.monotonic() - began < 8
+        wait_until(lambda: all(is_closed(peer) for peer in (*heads, *bodies)), 30, "every slow client to be cut off")
     finally:
         for peer in (*heads, *bodies):
             peer.close()
