@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from fleet import Fleet, free_port, free_ports, server, skip_reason
+from gateway import PATIENT
 
 pytest.importorskip("sglang_router", reason="sglang-router is not installed")
 
@@ -43,7 +44,7 @@ class Routed:
         headers |= {"Content-Type": "application/json"} if data else {}
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -57,12 +58,21 @@ class Routed:
         listed = json.loads(text)["workers"] if status == 200 else []
         return {int(worker["url"].rpartition(":")[2]): worker["id"] for worker in listed}
 
+    def urls(self) -> list[str]:
+        """The addresses of the router's workers."""
+        status, text = self.control("GET", "/workers")
+        return [worker["url"] for worker in json.loads(text)["workers"]] if status == 200 else []
+
+    def told(self) -> list[str]:
+        """Who was ready, each time that the router was told so far."""
+        return [event["ready"] for event in self.fleet.events("gateway.routed")]
+
     def loads(self) -> dict[int, int]:
         """The requests that each worker has now, by port."""
         listed = json.loads(self.control("GET", "/workers")[1])["workers"]
         return {int(worker["url"].rpartition(":")[2]): worker["load"] for worker in listed}
 
-    def wait_workers(self, *names: str, timeout_s: float = 15) -> None:
+    def wait_workers(self, *names: str, timeout_s: float = 30) -> None:
         """Wait until the workers are exactly these servers."""
         wanted = {self.ports[name] for name in names}
         self.fleet.wait(lambda: set(self.workers()) == wanted, timeout_s, f"the workers to be {names or 'none'}")
@@ -94,8 +104,13 @@ def started() -> Iterator[Routed]:
     fleet = Fleet(base)
     try:
         a, b = free_ports(2)
-        control = {"drain_timeout_s": 20.0}
-        servers = [server(name, port, "--drain-s", "0.1", control=control) for name, port in (("a", a), ("b", b))]
+        # A server that died stays away long enough for the router to be told that.
+        tables = {
+            "control": {"drain_timeout_s": 60.0},
+            "restart": {"backoff_initial_s": 3.0, "backoff_max_s": 3.0},
+            "probe": PATIENT,
+        }
+        servers = [server(name, port, "--drain-s", "0.1", **tables) for name, port in (("a", a), ("b", b))]
         yield start_routed(fleet, *servers, ports={"a": a, "b": b})
     finally:
         fleet.close()
@@ -108,6 +123,7 @@ def routed(started: Routed) -> Routed:
     started.fleet.ask("start", names=None)
     started.fleet.wait_ready("a", "b", "gateway", timeout_s=READY_TIMEOUT_S)
     started.wait_workers("a", "b")
+    started.fleet.wait(lambda: started.told()[-1:] == ["a b"], 15, "the router to have been told")
     return started
 
 
@@ -139,17 +155,22 @@ def test_control_plane_answers_to_its_own_key_alone_which_nobody_sees(routed: Ro
 
 def test_server_that_stops_leaves_the_router_and_completes_what_it_has(routed: Routed) -> None:
     fleet = routed.fleet
+    gate = fleet.base / "gate"
+    gate.touch()
     with ThreadPoolExecutor(4) as pool:
-        running = [pool.submit(routed.chat, f"sleep 2.5 number {number}") for number in range(4)]
-        loads = fleet.wait(
-            lambda: sum(routed.loads().values()) == 4 and routed.loads(), 2, "all to be with their servers"
-        )
-        name = max(routed.ports, key=lambda name: loads[routed.ports[name]])
-        other = next(iter(set(routed.ports) - {name}))
-        fleet.ask("stop", names=[name])
-        routed.wait_workers(other, timeout_s=2)
-        assert not any(task.done() for task in running)
-        assert [task.result() for task in running] == [(200, f"sleep 2.5 number {number}") for number in range(4)]
+        running = [pool.submit(routed.chat, f"until {gate}") for _ in range(4)]
+        try:
+            loads = fleet.wait(
+                lambda: sum(routed.loads().values()) == 4 and routed.loads(), 15, "all to be with their servers"
+            )
+            name = max(routed.ports, key=lambda name: loads[routed.ports[name]])
+            other = next(iter(set(routed.ports) - {name}))
+            fleet.ask("stop", names=[name])
+            routed.wait_workers(other)
+            assert not any(task.done() for task in running)
+        finally:
+            gate.unlink()
+        assert [task.result() for task in running] == [(200, f"until {gate}")] * 4
     fleet.wait_state(name, "stopped")
     assert all(routed.chat()[0] == 200 for _ in range(5))
     fleet.ask("start", names=[name])
@@ -158,10 +179,10 @@ def test_server_that_stops_leaves_the_router_and_completes_what_it_has(routed: R
 
 def test_server_that_dies_leaves_the_router_at_once_and_comes_back(routed: Routed) -> None:
     fleet = routed.fleet
-    began = len(fleet.events("gateway.routed"))
+    began = len(routed.told())
     pid = fleet.kill_server("a")
-    fleet.wait(lambda: len(fleet.events("gateway.routed")) > began, 5, "the router to be told")
-    assert fleet.events("gateway.routed")[began]["ready"] == "b"
+    # Before `a` is back: what the router is told then is "a b" again.
+    fleet.wait(lambda: "b" in routed.told()[began:], 15, "the router to be told")
     fleet.wait_again("a", pid)
     routed.wait_workers("a", "b")
     assert all(routed.chat()[0] == 200 for _ in range(5))
@@ -178,12 +199,14 @@ def test_router_that_is_killed_comes_back_with_all_its_workers(routed: Routed) -
 
 
 def test_worker_that_was_dropped_or_slipped_in_is_put_right_at_the_next_probe(routed: Routed) -> None:
-    ids = routed.workers()
-    assert routed.control("DELETE", f"/workers/{ids[routed.ports['a']]}")[0] == 202
+    ids, told = routed.workers(), len(routed.told())
     stranger = server_like(routed)
-    routed.fleet.wait(lambda: routed.ports["a"] not in routed.workers(), 5, "the worker to be dropped")
+    assert routed.control("DELETE", f"/workers/{ids[routed.ports['a']]}")[0] == 202
     assert routed.control("POST", "/workers", {"url": stranger})[0] == 202
-    routed.wait_workers("a", "b", timeout_s=PROBE_PERIOD_S + 10)
+    # Nobody has to see it wrong: the probe may come at once.
+    routed.fleet.wait(lambda: len(routed.told()) > told, PROBE_PERIOD_S + 20, "the router to be put right")
+    routed.wait_workers("a", "b")
+    routed.fleet.wait(lambda: stranger not in routed.urls(), PROBE_PERIOD_S + 20, "the stranger to be gone")
 
 
 def server_like(routed: Routed) -> str:
@@ -202,15 +225,19 @@ def test_router_with_another_key_says_so_and_what_to_do(routed: Routed) -> None:
     assert fleet.cli("start", "gateway").returncode == 0
     fleet.wait_ready("gateway", timeout_s=READY_TIMEOUT_S)
     routed.wait_workers("a", "b")
-    fleet.wait(lambda: not fleet.row("gateway")["reason"], 15, "the notice to be gone")
+    fleet.wait(lambda: not fleet.row("gateway")["reason"], 30, "the notice to be gone")
 
 
 def test_nothing_is_asked_for_while_nothing_changes(routed: Routed) -> None:
     """Ids stay: no worker is removed and added for nothing."""
-    ids, told = routed.workers(), len(routed.fleet.events("gateway.routed"))
-    time.sleep(PROBE_PERIOD_S + 1.5)
-    assert routed.workers() == ids
-    assert len(routed.fleet.events("gateway.routed")) == told
+
+    def stays_as_it_is() -> bool:
+        ids, told = routed.workers(), routed.told()
+        time.sleep(PROBE_PERIOD_S + 1.5)
+        return (routed.workers(), routed.told()) == (ids, told)
+
+    # What the test before did may still have its last word in the first look; who asks at each probe fails every one.
+    assert any(stays_as_it_is() for _ in range(3))
 
 
 @pytest.mark.model
