@@ -108,7 +108,7 @@ class Running:
         """Send a signal to the program from outside its namespace."""
         os.kill(self.pid, number)
 
-    def wait(self, timeout_s: float = 10.0) -> int:
+    def wait(self, timeout_s: float = 20.0) -> int:
         """Return the exit code, as a container engine would see it."""
         try:
             status = self.outer.wait(timeout_s)
@@ -183,7 +183,7 @@ class Terminal:
         """Type; "\\x03" is Ctrl-C, "\\x1a" Ctrl-Z."""
         os.write(self._master, text.encode())
 
-    def expect(self, pattern: str, timeout_s: float = 10.0) -> re.Match[str]:
+    def expect(self, pattern: str, timeout_s: float = 20.0) -> re.Match[str]:
         """Wait until something new that matches is shown, and go on behind it."""
 
         def search() -> re.Match[str] | None:

@@ -415,7 +415,7 @@ def test_zombie_from_before_exec_is_reaped(work_dir: Path, command: tuple[str, .
         wait_until(lambda: takes_signals(running), what="the entry")
         if command:
             wait_until(lambda: len(running.children()) == 2 or not running.zombies(), what="the command")
-        wait_until(lambda: not running.zombies(), 5, "no zombie")
+        wait_until(lambda: not running.zombies(), 15, "no zombie")
 
 
 def test_subreaper_not_pid1_adopts_orphans(work_dir: Path) -> None:
