@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from wait import wait_until
 
 from infer_dev_entry.errors import InstallError
 from infer_dev_entry.file_lock import lock_holder
@@ -44,9 +45,9 @@ def test_lock_that_is_held_is_waited_for_and_then_given(tmp_path: Path) -> None:
     with install_lock(str(tmp_path), Notes()):
         thread = threading.Thread(target=wait)
         thread.start()
-        thread.join(0.5)
+        wait_until(lambda: notes.notes, 10, "the second to wait")
         order.append("first")
-    thread.join(5)
+    thread.join(15)
     assert order == ["first", "second"]
     assert len(notes.notes) == 1 and f"pid {os.getpid()} on '{os.uname().nodename}' since " in notes.notes[0]
 

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-# Between fork and exec it sleeps, as a busy machine would have it.
+# Between fork and exec it waits until it was told to stop, as a busy machine would have it.
 SCRIPT = """
-import os, signal, sys, time
+import os, select, signal, sys, time
 from infer_dev_entry.supervisor_plugin import lose_no_signal
 
 class Program:
@@ -18,20 +18,25 @@ class Program:
         return pid if pid else self._spawn_as_child("/bin/sleep", ["sleep", "20"])
 
     def _spawn_as_child(self, filename, argv):
-        until = time.monotonic() + 0.5
-        while time.monotonic() < until:
-            time.sleep(0.05)
+        os.write(begun[1], b"x")
+        while not select.select([told[0]], [], [], 0.05)[0]:  # a handler of ours runs meanwhile
+            pass
         os.execv(filename, argv)
 
 signal.signal(signal.SIGTERM, lambda *_: None)
 mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
 if sys.argv[1] == "mended":
     lose_no_signal(Program)
+begun, told = os.pipe(), os.pipe()
 pid = Program().spawn()
-time.sleep(0.2)
+os.read(begun[0], 1)
 os.kill(pid, signal.SIGTERM)
-time.sleep(1.0)
-found, status = os.waitpid(pid, os.WNOHANG)
+os.write(told[1], b"x")
+ends = time.monotonic() + (1.5 if sys.argv[1] == "plain" else 20)
+found = 0
+while not found and time.monotonic() < ends:
+    found, status = os.waitpid(pid, os.WNOHANG)
+    time.sleep(0.02)
 if not found:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
