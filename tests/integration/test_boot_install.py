@@ -12,13 +12,13 @@ pytest.importorskip("uv", reason="the install extra is not installed")
 pytest_plugins = ("fleet_fixtures",)
 
 
-def make_bundle(fleet: Fleet, name: str, *wheels: Wheel) -> Path:
+def make_bundle(fleet: Fleet, name: str, *wheels: Wheel, verify: str = "import fake_llm_server") -> Path:
     """Pack a bundle whose environment holds the fake server as a module."""
     fake = Wheel("fake-llm", "1.0", {"fake_llm_server.py": (TESTS_DIR / "fake_server.py").read_text()})
     folder = make_wheelhouse(
         fleet.base / f"{name}-folder",
         [fake, *wheels],
-        verify=("python", "-c", "import fake_llm_server"),
+        verify=("python", "-c", verify),
         activation={"ACTIVATED_BY": "the bundle in $PREFIX"},
     )
     return pack(folder, fleet.base / f"{name}.tar")
@@ -85,8 +85,9 @@ def test_boot_without_a_bundle_exits_with_the_documented_code(served: Fleet) -> 
 
 
 def test_boot_stopped_in_the_middle_of_an_install_ends_at_once(served: Fleet) -> None:
-    bundle = make_bundle(served, "big", small_wheel("big", files=3000, size=20_000))
+    wheel = small_wheel("big", files=3000, size=20_000)
+    bundle = make_bundle(served, "big", wheel, verify="import time; time.sleep(600)")  # it is never whole
     served.start(**boot_environ(served, bundle))
     served.wait(lambda: (served.base / "project" / ".install.lock").exists(), 30, "the install's begin")
-    assert served.stop(timeout_s=4) == 0
+    assert served.stop(timeout_s=20) == 0
     assert not (served.base / "project" / "env").exists()

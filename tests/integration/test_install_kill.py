@@ -79,6 +79,7 @@ def trial_in_use(work: Workspace) -> int:
     return int(complete.partition('"TRIAL": "')[2].partition('"')[0])
 
 
+@pytest.mark.timeout(600)  # sixty installs
 def test_kill_at_random_moments_always_ends_complete(work: Workspace) -> None:
     seed = int.from_bytes(os.urandom(4))
     print(f"seed {seed}")  # shown when it fails
@@ -112,5 +113,5 @@ def test_killed_installer_takes_its_tools_along(work: Workspace) -> None:
     asleep = wait_until(lambda: next(work.project.glob("envs/*/asleep"), None), 30, "the verify command")
     pid = int(wait_until(lambda: asleep.read_text().strip()))
     os.kill(run.process.pid, signal.SIGKILL)
-    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), 5, "the end of the verify command")
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), 15, "the end of the verify command")
     run.kill()
