@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,14 +102,14 @@ def test_gate_alone_downloads_and_starts_nothing(fleet: Fleet, hub: SmallHub, ta
 
 
 def test_boot_stopped_in_the_middle_of_a_download_ends_at_once(fleet: Fleet, hub: SmallHub, target: Path) -> None:
-    hub.fault("model.safetensors", pause_s=0.2, at_store=True)
+    hold = threading.Event()
+    hub.fault("model.safetensors", hold=hold, at_store=True)  # for 60 s
     fleet.start(**GATE, HF_ENDPOINT=hub.endpoint)
     staging = target.parent / f".{target.name}.incomplete"
     fleet.wait(lambda: any((staging / ".infer-dev-parts").glob("*")), 30, "the begin of the download")
-    began = time.monotonic()
-    assert fleet.stop(timeout_s=6) == 0
-    assert time.monotonic() - began < 3.0
+    assert fleet.stop(timeout_s=20) == 0
     assert not target.exists()
+    hold.set()
 
 
 def _foreign_python() -> tuple[str, ...]:

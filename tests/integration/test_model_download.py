@@ -111,7 +111,7 @@ def test_cut_connections_are_resumed_where_they_were_cut(hub: SmallHub, wish: Mo
 def test_connection_that_hangs_is_dropped_and_resumed(
     hub: SmallHub, wish: ModelWish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infer_dev_entry.models.huggingface.STREAM_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("infer_dev_entry.models.huggingface.STREAM_TIMEOUT_S", 2.0)
     hub.fault(WEIGHTS, hold=threading.Event(), at_store=True)
     notes = Notes()
     run_pull(hub, wish, notes)
@@ -372,8 +372,8 @@ def test_killed_download_goes_on_where_it_was(hub: SmallHub, wish: ModelWish, nu
     wait_until(is_half_there, 20, "half the weights")
     run.send_signal(number)
     began = time.monotonic()
-    _, errors = run.communicate(timeout=10)
-    assert time.monotonic() - began < 2.0
+    _, errors = run.communicate(timeout=50)
+    assert time.monotonic() - began < 20  # the hub holds the rest for 60 s
     assert run.returncode == (-9 if number == signal.SIGKILL else 143)
     hold.set()
     assert not Path(wish.target).exists()
