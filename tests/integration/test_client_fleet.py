@@ -27,6 +27,8 @@ from infer_dev_entry.proctree import read_marked_processes
 
 pytest_plugins = ("fleet_fixtures",)
 
+# A server whose probe was late is not ready; a busy machine needs more time for one.
+PATIENT = {**PROBE, "period_s": 5.0, "timeout_s": 4.5}
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
@@ -36,8 +38,8 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 def test_runtime_attaches_by_name_and_says_why_it_cannot(fleet: Fleet) -> None:
     a, b, c = free_ports(3)
     fleet.write(
-        server("a", a),
-        server("b", b, flags={"api_key": "sk-key-of-b"}),
+        server("a", a, probe=PATIENT),
+        server("b", b, flags={"api_key": "sk-key-of-b"}, probe=PATIENT),
         server("c", c, "--exit-code", "3", restart={"max_restarts": 1, "backoff_initial_s": 0.1, "backoff_max_s": 0.1}),
     )
     with pytest.raises(NotRunningError, match="infer-dev serve"):
@@ -74,7 +76,7 @@ def config(*ports: int, words: tuple[str, ...] = ()) -> dict[str, Any]:
             **{
                 name: {
                     "server": {"model_path": "fake/model", "port": port, "extra_args": list(words)},
-                    "probe": PROBE,
+                    "probe": PATIENT,
                     "control": {"drain_timeout_s": 3},
                 }
                 for name, port in zip(names, ports, strict=True)

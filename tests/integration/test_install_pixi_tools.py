@@ -182,8 +182,8 @@ def test_tool_output_in_one_endless_line_stays_bounded() -> None:
 
 def test_tool_that_does_not_end_is_stopped_with_its_children(tmp_path: Path) -> None:
     began = time.monotonic()
-    with pytest.raises(InstallError, match=r"has not ended after 0\.5 s and was stopped; last line: started"):
-        run_shell("trap '' TERM; echo started; sleep 97.125 & sleep 97.125", timeout_s=0.5)
+    with pytest.raises(InstallError, match=r"has not ended after 2 s and was stopped; last line: started"):
+        run_shell("trap '' TERM; echo started; sleep 97.125 & sleep 97.125", timeout_s=2)
     assert time.monotonic() - began < 15
     make_sure_gone("97.125")
 
@@ -248,4 +248,4 @@ def still_running(mark: str) -> bool:
 def make_sure_gone(mark: str) -> None:
     from wait import wait_until
 
-    wait_until(lambda: not still_running(mark), 5, f"sleep {mark} to die")
+    wait_until(lambda: not still_running(mark), 15, f"sleep {mark} to die")

@@ -37,7 +37,7 @@ def test_segment_is_left_only_when_no_living_process_of_any_server_has_it_open(t
         for holder in holders:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"open\n"
-        wait_until(path.exists, 5, "the segment")
+        wait_until(path.exists, 15, "the segment")
         assert asyncio.run(look()) == [set(), set(), {str(path)}]
     finally:
         for holder in holders:
