@@ -12,24 +12,20 @@ from infer_dev_entry.errors import BundleError, ConfigError, EntryError, Install
 from infer_dev_entry.fleet import Fleet
 from infer_dev_entry.fleet.observations import ShutdownWish
 from infer_dev_entry.init.act import Actor
+from infer_dev_entry.init.command import Command
 from infer_dev_entry.init.control import serve_control
 from infer_dev_entry.init.loop import FleetLoop
 from infer_dev_entry.init.mirror_child import MirrorChild
 from infer_dev_entry.init.owner import Owner, find_owner
 from infer_dev_entry.init.parent import follow_parent, remove_traces
-from infer_dev_entry.init.reaper import Reaper, describe_end
+from infer_dev_entry.init.reaper import Reaper
 from infer_dev_entry.init.requests import Requests
-from infer_dev_entry.init.spawn import exit_code, give_terminal, signal_group, spawn_command
 from infer_dev_entry.init.stages import Stages
 from infer_dev_entry.init.status_http import parse_address, serve_status
 from infer_dev_entry.log import LineWriter, configure_log, get_log
 from infer_dev_entry.render import DaemonSpec
 from infer_dev_entry.rundir import control_socket, default_run_dir, prepare_run_dir, read_fleet_id, write_private
 from infer_dev_entry.settings import Settings
-
-# How long a command may outlive a stop when no server's drain allows more: Docker's own default grace.
-COMMAND_STOP_S = 9.0
-COMMAND_REAP_S = 1.5
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
 # Left to the kernel: for these a Python handler would run for ever on the faulting instruction.
@@ -64,9 +60,7 @@ class _Entry:
         parent: int,
     ) -> None:
         self._settings = settings
-        self._command = command
         self._environ = environ
-        self._mask = mask
         self._parent = parent
         self._parent_gone = False
         self._log = get_log()
@@ -76,9 +70,10 @@ class _Entry:
         planning = {name: environ[name] for name in ("PATH", "TMPDIR") if name in environ}
         self._requests = Requests(keeper=keeper, planning=planning)
         self._mirror = MirrorChild(self._reaper, environ, self._run_dir, self._log)
+        self._command = Command(
+            command, environ, mask, reaper=self._reaper, log=self._log, on_exit=self._take_command_exit
+        )
         self._boot: asyncio.Task[None] | None = None
-        self._cmd_pid = 0
-        self._cmd_exit: asyncio.Future[int] | None = None
         self._servers: list[asyncio.Server] = []
         self._on_terminal = os.isatty(0)  # asked now: a terminal that hung up is none
         self._stops = 0
@@ -119,7 +114,7 @@ class _Entry:
             self._log.error("entry.bug", error=repr(error), exc_info=error)
             self._take_boot_error(EntryError(f"cannot boot: {error!r}; this is a bug in infer-dev"))
         if not self._stopping.is_set():
-            self._start_command()
+            self._command.start()
 
     def _take_boot_error(self, error: EntryError) -> None:
         """Log every fault on a line of its own, the first one first."""
@@ -201,19 +196,8 @@ class _Entry:
             self._log.info("config.loaded", source=plan.source, servers=len(plan.servers))
             self._requests.apply(plan)
 
-    def _start_command(self) -> None:
-        if not self._command:
-            return
-        self._cmd_pid = spawn_command(self._command, self._environ, self._mask)
-        self._cmd_exit = self._reaper.expect(self._cmd_pid)
-        self._cmd_exit.add_done_callback(self._take_command_exit)
-
-    def _take_command_exit(self, exited: asyncio.Future[int]) -> None:
-        if exited.cancelled():
-            return
-        self._exit_code = exit_code(exited.result())
-        self._log.info("command.ended", how=describe_end(exited.result()), exit_code=self._exit_code)
-        give_terminal(os.getpgrp())  # a Ctrl-C during the drain is for us
+    def _take_command_exit(self, code: int) -> None:
+        self._exit_code = code
         self._stopping.set()
 
     # -- signals
@@ -235,20 +219,19 @@ class _Entry:
             self._reaper.reap()
         elif number in _STOP or (number == signal.SIGHUP and self._is_hangup()):
             self._take_stop(number)
-        elif self._cmd_pid and self._cmd_exit and not self._cmd_exit.done():
-            signal_group(self._cmd_pid, number)
+        elif self._command.is_running:
+            self._command.signal(number)
         else:
             self._log.debug("signal.ignored", signal=_signal_name(number))
 
     def _is_hangup(self) -> bool:
         """A closed terminal ends a fleet that runs in it by hand; a container's PID 1 takes SIGHUP for the command."""
-        return not self._command and os.getpid() != 1 and self._on_terminal
+        return not self._command.argv and os.getpid() != 1 and self._on_terminal
 
     def _take_stop(self, number: int) -> None:
         self._stops += 1
         self._log.info("entry.stopping", signal=_signal_name(number), cut_short=self._stops > 1)
-        if self._cmd_exit and not self._cmd_exit.done():
-            signal_group(self._cmd_pid, number if self._stops == 1 else signal.SIGKILL)
+        self._command.signal(number if self._stops == 1 else signal.SIGKILL)
         if self._stops > 1 and self._loop:
             self._loop.wish(ShutdownWish(now=True))
         self._stopping.set()
@@ -272,7 +255,8 @@ class _Entry:
             loop.wish(ShutdownWish(now=self._stops > 1))
             await self._loop_task
             await loop.actor.supervisord.stop()
-        await self._end_command(began)
+        drains = [server.spec.drain_timeout_s for server in loop.fleet.servers] if loop else []
+        await self._command.end(began, drains, lambda: self._stops > 1)
         if loop is not None:
             await self._mirror.stop()
             for server in self._servers:
@@ -283,26 +267,6 @@ class _Entry:
             self._log.info("entry.stopped", took_s=took_s, had_to_kill=list(killed), exit_code=self._exit_code)
             if self._parent_gone:
                 remove_traces(self._run_dir, self._environ)
-
-    async def _end_command(self, began: float) -> None:
-        """End a command that outlives the drain (an interactive shell ignores SIGTERM) when its time is up.
-
-        Its time counts from `began`, the stop, so that it does not add to the drain of the servers.
-        """
-        exited = self._cmd_exit
-        if exited is None:
-            return
-        if exited.done():
-            await asyncio.sleep(0)  # its callback, which keeps the exit code, may only be scheduled yet
-            return
-        drains = [server.spec.drain_timeout_s for server in self._loop.fleet.servers] if self._loop else []
-        deadline = began + max([COMMAND_STOP_S, *drains])
-        while not exited.done() and self._stops < 2 and asyncio.get_running_loop().time() < deadline:
-            await asyncio.wait({exited}, timeout=0.2)
-        if not exited.done():
-            self._log.warning("command.killed", pid=self._cmd_pid)
-            signal_group(self._cmd_pid, signal.SIGKILL)
-            await asyncio.wait({exited}, timeout=COMMAND_REAP_S)
 
     # -- small ones
 
