@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 from infer_dev_entry.errors import BundleError, ConfigError, EntryError, InstallError, ModelError, SettingsError
 from infer_dev_entry.fleet import Fleet
 from infer_dev_entry.fleet.observations import ShutdownWish
 from infer_dev_entry.init.act import Actor
+from infer_dev_entry.init.aside import Aside
 from infer_dev_entry.init.command import Command
 from infer_dev_entry.init.control import serve_control
 from infer_dev_entry.init.loop import FleetLoop
@@ -24,8 +27,18 @@ from infer_dev_entry.init.stages import Stages
 from infer_dev_entry.init.status_http import parse_address, serve_status
 from infer_dev_entry.log import LineWriter, configure_log, get_log
 from infer_dev_entry.render import DaemonSpec
-from infer_dev_entry.rundir import control_socket, default_run_dir, prepare_run_dir, read_fleet_id, write_private
+from infer_dev_entry.rundir import (
+    control_socket,
+    default_run_dir,
+    instance_tmp_dir,
+    prepare_run_dir,
+    read_fleet_id,
+    write_private,
+)
 from infer_dev_entry.settings import Settings
+
+# What a disk that hangs, or a million files, may add to a stop.
+REMOVE_S = 1.0
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
 # Left to the kernel: for these a Python handler would run for ever on the faulting instruction.
@@ -262,11 +275,18 @@ class _Entry:
             for server in self._servers:
                 server.close()
             loop.actor.clean_up()
+            await self._remove_tmp_files()
             killed = loop.fleet.had_to_kill
             took_s = round(asyncio.get_running_loop().time() - began, 2)
             self._log.info("entry.stopped", took_s=took_s, had_to_kill=list(killed), exit_code=self._exit_code)
             if self._parent_gone:
                 remove_traces(self._run_dir, self._environ)
+
+    async def _remove_tmp_files(self) -> None:
+        """Remove the servers' own TMPDIRs, which nobody reads any more; what takes too long stays."""
+        folder = instance_tmp_dir(self._environ, read_fleet_id(self._run_dir))
+        with contextlib.suppress(TimeoutError):
+            await Aside().run(partial(shutil.rmtree, folder, ignore_errors=True), REMOVE_S)
 
     # -- small ones
 

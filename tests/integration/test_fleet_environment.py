@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import stat
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_variable_that_supervisord_cannot_express_is_refused_by_name(fleet: Flee
     assert all(any(f"instance.a.env.{name}: " in error for error in errors) for name in odd)
 
 
-def test_tmpdir_of_a_server_is_private_and_emptied_before_each_start(fleet: Fleet) -> None:
+def test_tmpdir_of_a_server_is_private_emptied_before_each_start_and_gone_after_the_last(fleet: Fleet) -> None:
     a, b = free_ports(2)
     facts = fleet.base / "facts"
     fleet.write(server("a", a, "--write-env", str(facts)), server("b", b))
@@ -101,6 +102,10 @@ def test_tmpdir_of_a_server_is_private_and_emptied_before_each_start(fleet: Flee
     fleet.wait_again("a", fleet.kill_server("a"))
     assert list(tmp_dir.iterdir()) == []
     assert other.exists()
+    (tmp_dir / "link").symlink_to(outside)
+    os.kill(fleet.pid, signal.SIGTERM)
+    assert fleet.wait_exit(30) == 0
+    assert list((fleet.base / "tmp").iterdir()) == []
     assert (outside / "precious").exists()
 
 
@@ -114,6 +119,8 @@ def test_tmpdir_that_the_user_set_is_used_and_left_alone(fleet: Fleet) -> None:
     fleet.wait_ready("a")
     fleet.wait_again("a", fleet.kill_server("a"))
     assert read_facts(facts)["environ"]["TMPDIR"] == str(own)
+    os.kill(fleet.pid, signal.SIGTERM)
+    assert fleet.wait_exit(30) == 0
     assert (own / "kept").exists()
 
 
