@@ -116,12 +116,16 @@ def test_closed_stream_ends_the_work_in_the_server(runtime: Runtime) -> None:
     began = time.monotonic()
     runtime.generate("Once upon a time", **options)
     whole_s = time.monotonic() - began
-    began = time.monotonic()
-    for _ in range(4):  # two slots: a third and a fourth would wait for ones that go on
-        stream = runtime.stream("Once upon a time", **options)
-        next(stream)
-        stream.close()
-    assert time.monotonic() - began < whole_s
+
+    def is_freed() -> bool:
+        began = time.monotonic()
+        for _ in range(4):  # two slots: a third and a fourth would wait for ones that go on
+            stream = runtime.stream("Once upon a time", **options)
+            next(stream)
+            stream.close()
+        return time.monotonic() - began < whole_s
+
+    assert any(is_freed() for _ in range(3))  # a pause of the machine may cost one
 
 
 def test_prompt_beyond_the_context_is_refused_with_the_servers_words(runtime: Runtime) -> None:

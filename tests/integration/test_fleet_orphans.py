@@ -119,7 +119,7 @@ def test_children_that_fork_on_and_on_do_not_survive_their_server(fleet: Fleet) 
         # One look can miss who forks and exits meanwhile; ten cannot.
         return not any(_marked(fleet, name) for name in ("storm", "hydra") * 10)
 
-    # A start that was under way at the stop is ended as soon as it is known; who survives goes on for minutes.
+    # What a stopped server has left may still be swept; who survives goes on for minutes.
     fleet.wait(all_gone, 20, "all of them to be gone")
 
 
