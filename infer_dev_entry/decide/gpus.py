@@ -12,6 +12,8 @@ from infer_dev_entry.gpu_wait import GpuWait, Siblings, Verdict, judge, needed_s
 
 def take_gpus(turn: Turn, server: Server, seen: GpuSeen) -> None:
     """Clear the start, or wait on: what holds a GPU is outside the server, so it never counts as a failure."""
+    if seen.gpu_ids != server.spec.gpu_ids:
+        return  # those of a plan before; what is known of them says nothing of the present ones
     server = replace(server, gpu_looking=False)
     if server.pid or server.state not in (State.WAITING_GPU, State.STARTING, State.BACKOFF):
         turn.put(server)  # stopped, or started by the user, meanwhile

@@ -75,9 +75,10 @@ class SweepSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSeen:
-    """The outcome of a LookAtGpus."""
+    """The outcome of a LookAtGpus; `gpu_ids` are those that were looked at."""
 
     name: str
+    gpu_ids: tuple[str, ...] | None
     look: GpuLook
 
 

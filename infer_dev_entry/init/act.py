@@ -194,7 +194,7 @@ class Actor:
     # -- starts
 
     async def _look_at_gpus(self, spec: ServerSpec) -> None:
-        self._post(GpuSeen(name=spec.name, look=await self._gpus.look(spec.gpu_ids)))
+        self._post(GpuSeen(name=spec.name, gpu_ids=spec.gpu_ids, look=await self._gpus.look(spec.gpu_ids)))
 
     async def _start(self, spec: ServerSpec) -> None:
         async with self._sweep_lock(spec.name):

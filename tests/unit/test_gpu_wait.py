@@ -208,8 +208,8 @@ def on_gpu(name: str = "a", **changes: Any) -> ServerSpec:
     return make_spec(name, **{"gpu_ids": ("0",), "argv": ("/bin/server",), **changes})
 
 
-def seen(look: GpuLook, name: str = "a", **later: Any) -> dict[str, Any]:
-    return {"results": (GpuSeen(name=name, look=look),), **later}
+def seen(look: GpuLook, name: str = "a", gpu_ids: tuple[str, ...] = ("0",), **later: Any) -> dict[str, Any]:
+    return {"results": (GpuSeen(name=name, gpu_ids=gpu_ids, look=look),), **later}
 
 
 def crash(story: Story, name: str = "a") -> None:
@@ -310,7 +310,7 @@ def test_siblings_are_those_that_stay_on_one_of_its_gpus() -> None:
 def test_lost_gpu_holds_its_server_alone_until_it_is_started_by_hand() -> None:
     story = Story(on_gpu("a"), on_gpu("b", gpu_ids=("1",)))
     story.see(**seen(GpuLook(lost=("GPU 0 is lost",)), name="a"))
-    story.see(**seen(make_look(1), name="b"))
+    story.see(**seen(make_look(1), name="b", gpu_ids=("1",)))
     assert (story.server("a").state, story.server("b").starting) == (State.FAILED, True)
     assert not of_type(story.see(after=1000.0), LookAtGpus)
     assert len(of_type(story.see(wishes=(StartWish(names=("a",)),)), LookAtGpus)) == 1
@@ -323,8 +323,19 @@ def test_server_that_moves_to_another_gpu_does_not_miss_its_old_one() -> None:
     story.see(wishes=(PlanWish(specs=(on_gpu(gpu_ids=("1",)),)),))
     story.process("STOPPED")
     story.see(results=(SweepSeen(name="a"),))
-    story.see(**seen(make_look(1, uuid="GPU-1")))
+    story.see(**seen(make_look(1, uuid="GPU-1"), gpu_ids=("1",)))
     assert story.server().starting
+
+
+def test_look_at_the_gpus_of_a_plan_before_says_nothing_of_the_present_ones() -> None:
+    story = Story(on_gpu())  # its look is under way
+    story.see(wishes=(PlanWish(specs=(on_gpu(gpu_ids=("1",)),)),))
+    assert [look.spec.gpu_ids for look in of_type(story.history, LookAtGpus)] == [("0",), ("1",)]
+    story.see(**seen(make_look(1)))
+    assert not story.server().starting
+    story.see(**seen(make_look(1, uuid="GPU-1"), gpu_ids=("1",)))
+    assert story.server().starting
+    assert story.server().gpu_wait.baseline == (("GPU-1", 1 * GB),)
 
 
 def test_answer_that_comes_after_a_stop_starts_nothing() -> None:

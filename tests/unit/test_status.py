@@ -22,7 +22,7 @@ from infer_dev_entry.status import (
 
 def test_row_has_the_documented_keys_and_is_json() -> None:
     story = Story(make_spec("a", gpu_ids=("0", "1")))
-    story.see(results=(GpuSeen(name="a", look=NO_DRIVER),))
+    story.see(results=(GpuSeen(name="a", gpu_ids=story.server().spec.gpu_ids, look=NO_DRIVER),))
     story.ready(pid=42)
     row = status_row(story.server())
     assert set(STATUS_KEYS) <= set(row)
