@@ -222,10 +222,10 @@ def _too_little(gpu: GpuMemory, share: float) -> Verdict:
         who = f"{_gb(gpu.unaccounted_bytes)} by a process that cannot be seen from here"
         mend = (
             "find it with nvidia-smi on the host and end it, or give this server other gpu_ids "
-            '(with "auto", infer-dev serve does)'
+            '("auto" moves it to a GPU with room)'
         )
     else:
-        mend = 'end that process, or give this server other gpu_ids (with "auto", infer-dev serve does)'
+        mend = 'end that process, or give this server other gpu_ids ("auto" moves it to a GPU with room)'
     return Verdict(may_start=False, reason=f"waits for GPU memory: {need}; held: {who}", mend=mend)
 
 

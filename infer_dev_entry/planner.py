@@ -13,13 +13,14 @@ from dataclasses import replace
 
 from infer_dev_entry.config import ResolveOptions, resolve
 from infer_dev_entry.config.facts import Placed
+from infer_dev_entry.control_client import ask, find_placed
 from infer_dev_entry.errors import EntryError, SettingsError, render_failure
 from infer_dev_entry.host import LiveHost, read_config
 from infer_dev_entry.install.activation import activated_environ
 from infer_dev_entry.install.marker import LINK_NAME, read_marker
 from infer_dev_entry.render import environment_problem
 from infer_dev_entry.rundir import default_run_dir, instance_tmp_dir, read_fleet_id, write_private
-from infer_dev_entry.settings import Settings, parse_settings
+from infer_dev_entry.settings import PREFIX, Settings, parse_settings
 from infer_dev_entry.spec import Plan, render_plan
 
 # Run by the interpreter of an installed environment, which does not have this package.
@@ -59,6 +60,25 @@ def make_plan(
     finally:
         host.close()
     return activate_plan(plan, settings.project_dir, environ)
+
+
+def make_update(environ: Mapping[str, str], config_path: str = "", *, again: bool = False) -> Plan:
+    """Plan for the entry that runs here, as it would itself; its servers keep their GPUs.
+
+    The config is `config_path`, else the settings'; with `again` that from which its servers are.
+
+    Raises:
+        NotRunningError: none runs.
+        SettingsError: no config is named.
+        ConfigError: every fault of the config.
+    """
+    status = ask(environ, {"op": "status"})
+    planning = status["planning"]
+    seen = {name: value for name, value in environ.items() if name not in ("PATH", "TMPDIR")}
+    seen[PREFIX + "MODEL_DOWNLOAD_ON_BOOT"] = "0"  # nobody downloads now: a model that is not there is a fault
+    seen |= {name: planning[name] for name in ("PATH", "TMPDIR") if name in planning}
+    path = status["source"] if again else config_path
+    return make_plan(seen, path, run_dir=planning["run_dir"], fleet_id=planning["fleet_id"], placed=find_placed(status))
 
 
 def resolve_options(
@@ -108,9 +128,12 @@ def activate_plan(plan: Plan, project_dir: str, environ: Mapping[str, str]) -> P
 
 
 def main() -> int:
-    """Write `{"plan": …}` or `{"faults": […], "exit_code": N}` to the file that is named as the only argument."""
+    """Write `{"plan": …}` or `{"faults": […], "exit_code": N}` to the file that is named as the first argument.
+
+    A second one, `again`, asks for the plan of the fleet that runs.
+    """
     try:
-        plan = make_plan(os.environ)
+        plan = make_update(os.environ, again=True) if "again" in sys.argv[2:] else make_plan(os.environ)
         answer = f'{{"plan": {render_plan(plan)}}}'
     except EntryError as error:
         answer = json.dumps(render_failure(error))

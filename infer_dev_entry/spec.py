@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -92,6 +92,7 @@ class ServerSpec:
     loaded; so they must be free before the start. `warm_after` names the replica whose first load leaves the model in
     the page cache; "" when there is none to wait for. After `gpu_wait_s` a start that waits for GPU memory is reported,
     and waits on. `stop_signal` is what makes it drain. `gateway` makes it one that hands requests to the other servers.
+    With `gpu_auto` its GPUs were dealt, and others would do; that makes no difference to its process, nor to equality.
     One that does not `serve` answers no requests, as the other nodes of SGLang beside the first; `note` says why, to
     whoever sees it ready.
     """
@@ -116,6 +117,7 @@ class ServerSpec:
     warm_after: str = ""
     gpu_wait_s: float = 60.0
     min_gpus: int = 0
+    gpu_auto: bool = field(default=False, compare=False)
     serves: bool = True
     note: str = ""
     stop_signal: str = "TERM"

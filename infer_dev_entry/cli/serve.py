@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from infer_dev_entry.control_client import ask, find_placed, is_running
+from infer_dev_entry.control_client import ask, is_running
 from infer_dev_entry.errors import EntryError, NotRunningError, RunDirError, with_exit_code
 from infer_dev_entry.rundir import default_run_dir
 from infer_dev_entry.settings import PREFIX, parse_settings
@@ -62,16 +62,9 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _update(config: str, environ: Mapping[str, str]) -> None:
-    from infer_dev_entry.planner import make_plan
+    from infer_dev_entry.planner import make_update
 
-    status = ask(environ, {"op": "status"})
-    planning = status["planning"]
-    seen = {name: value for name, value in environ.items() if name not in ("PATH", "TMPDIR")}
-    seen[PREFIX + "MODEL_DOWNLOAD_ON_BOOT"] = "0"  # nobody downloads now: a model that is not there is a fault
-    seen |= {name: planning[name] for name in ("PATH", "TMPDIR") if name in planning}
-    plan = make_plan(
-        seen, config, run_dir=planning["run_dir"], fleet_id=planning["fleet_id"], placed=find_placed(status)
-    )
+    plan = make_update(environ, config)
     for warning in plan.warnings:
         print(f"note: {warning}", file=sys.stderr)
     turn = ask(environ, {"op": "plan", "plan": json.loads(render_plan(plan))})["turn"]

@@ -45,6 +45,7 @@ class ServerBuilder:
             argv=self._argv(item, {"port": ("--port", str(port or 0)), **words}, files),
             environment=self._environment(item, name, gpu_ids),
             gpu_ids=gpu_ids,
+            gpu_auto=control.gpu_ids == "auto",
             host=item.arguments.host,
             port=port or 0,
             log_file=log_file,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infer_dev_entry.decide.clock import take_time
-from infer_dev_entry.decide.gpus import take_gpus
+from infer_dev_entry.decide.gpus import take_gpus, take_room
 from infer_dev_entry.decide.probes import take_probe
 from infer_dev_entry.decide.processes import take_processes
 from infer_dev_entry.decide.routes import route_if_changed, take_route
@@ -18,6 +18,7 @@ from infer_dev_entry.fleet.observations import (
     Observation,
     ProbeSeen,
     Result,
+    RoomSeen,
     RouteSeen,
     StartSeen,
     SupervisorSeen,
@@ -55,5 +56,7 @@ def _take_result(turn: Turn, result: Result) -> None:
             take_sweep(turn, server, result)
         case GpuSeen():
             take_gpus(turn, server, result)
+        case RoomSeen():
+            take_room(turn, server, result)
         case RouteSeen():
             take_route(turn, server, result)

@@ -86,6 +86,7 @@ def fresh(server: Server) -> Server:
         drain_until=None,
         kill_at=None,
         gpu_clear=False,
+        room_problem="",
         # What is known of other GPUs says nothing of the new ones.
         gpu_wait=GpuWait() if _moves(server) else server.gpu_wait,
     )

@@ -66,7 +66,7 @@ def _plan_one(turn: Turn, server: Server | None, spec: ServerSpec) -> Server:
     if is_rerouted(server, spec):
         server = replace(server, spec=spec)
     if server.spec == spec:
-        fresh = replace(server, removing=False, successor=None)
+        fresh = replace(server, spec=spec, removing=False, successor=None)
         if fresh.pid or fresh.starting:
             return replace(fresh, wanted=True)
         # Whoever serves a config again wants its stopped, failed and waiting servers tried again now.

@@ -42,7 +42,8 @@ class Server:
     back-off, `unready_failures` those without readiness in between. `successor` replaces the spec once this process is
     gone; `removing` drops the server then. `counters` are its last known ones; they stood in for `unproved` probes in
     a row. While it starts, `phase` has lasted since `phase_at`, and its log last grew at `log_at`; `phases` are those
-    done, `past` those of earlier starts. `gpu_clear`: its GPUs were looked at, and the next start may come.
+    done, `past` those of earlier starts. `gpu_clear`: its GPUs were looked at, and the next start may come. While it
+    waits for them, `room_at` is when others are next looked for; `room_problem` was told of that.
     `kind` is the class of its last failure; `served`: it has been ready with this spec, so the configuration can work.
     A gateway was last given the `routed` servers, and has last `answered` for these. `notice` says what is wrong with
     a server that serves all the same.
@@ -85,6 +86,8 @@ class Server:
     gpu_wait: GpuWait = field(default_factory=GpuWait)
     gpu_looking: bool = False
     gpu_clear: bool = False
+    room_at: float = 0.0
+    room_problem: str = ""
     kind: str = ""
     served: bool = False
     routed: Route | None = None

@@ -32,6 +32,13 @@ class LookAtGpus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FindRoom:
+    """Ask which GPUs a server that waits for its own would be dealt now, and read their memory."""
+
+    spec: ServerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
     """Have supervisord send SIGTERM to the main process."""
 
@@ -118,5 +125,17 @@ class Report:
 
 
 Action = (
-    Configure | Start | LookAtGpus | Stop | Kill | Sweep | Probe | Route | Remember | Record | StartSupervisor | Report
+    Configure
+    | Start
+    | LookAtGpus
+    | FindRoom
+    | Stop
+    | Kill
+    | Sweep
+    | Probe
+    | Route
+    | Remember
+    | Record
+    | StartSupervisor
+    | Report
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from infer_dev_entry.counters import Counters
 from infer_dev_entry.diagnosis.model import UNKNOWN, Policy
 from infer_dev_entry.fleet.actions import Route
-from infer_dev_entry.gpu_wait import GpuLook
+from infer_dev_entry.gpu_wait import NO_DRIVER, GpuLook
 from infer_dev_entry.phases import Durations
 from infer_dev_entry.spec import ServerSpec
 
@@ -83,6 +83,16 @@ class GpuSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoomSeen:
+    """The outcome of a FindRoom: what the server would be now, on other GPUs, and their memory; or a `problem`."""
+
+    name: str
+    spec: ServerSpec | None = None
+    look: GpuLook = NO_DRIVER
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouteSeen:
     """What became of a gateway's `route`: it is in force, or a `problem` says why an older one still is."""
 
@@ -129,7 +139,7 @@ class SupervisorSeen:
 
 
 Wish = StopWish | StartWish | PlanWish | ShutdownWish
-Result = StartSeen | ProbeSeen | SweepSeen | GpuSeen | RouteSeen | SupervisorSeen
+Result = StartSeen | ProbeSeen | SweepSeen | GpuSeen | RoomSeen | RouteSeen | SupervisorSeen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

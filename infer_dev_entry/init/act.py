@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 import signal
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from infer_dev_entry.errors import EntryError, SupervisorError
 from infer_dev_entry.fleet.actions import (
     Action,
     Configure,
+    FindRoom,
     Kill,
     LookAtGpus,
     Probe,
@@ -29,7 +30,16 @@ from infer_dev_entry.fleet.actions import (
     Stop,
     Sweep,
 )
-from infer_dev_entry.fleet.observations import GpuSeen, ProcessSeen, Result, StartSeen, SupervisorSeen, SweepSeen
+from infer_dev_entry.fleet.observations import (
+    GpuSeen,
+    ProcessSeen,
+    Result,
+    RoomSeen,
+    StartSeen,
+    SupervisorSeen,
+    SweepSeen,
+)
+from infer_dev_entry.gpu_wait import NO_DRIVER
 from infer_dev_entry.init.crashes import Crashes
 from infer_dev_entry.init.death import describe_diagnosis
 from infer_dev_entry.init.gateway import Gateways, GatewayTools
@@ -46,7 +56,7 @@ from infer_dev_entry.proctree import end_leftovers
 from infer_dev_entry.redact import secrets_of
 from infer_dev_entry.render import GROUP, DaemonSpec
 from infer_dev_entry.shm import remove_segments
-from infer_dev_entry.spec import ServerSpec
+from infer_dev_entry.spec import Plan, ServerSpec
 from infer_dev_entry.supervisor_rpc import (
     ALREADY_STARTED,
     BAD_NAME,
@@ -60,7 +70,8 @@ from infer_dev_entry.supervisor_rpc import (
 class Actor:
     """Holds the effects of one run.
 
-    `post` takes a result back to the loop; `poke` asks it to look at supervisord again at once.
+    `post` takes a result back to the loop; `poke` asks it to look at supervisord again at once. `plan_again` plans the
+    fleet that runs anew, from the same config.
     """
 
     def __init__(
@@ -73,12 +84,15 @@ class Actor:
         log: Any,
         post: Callable[[Result], None],
         poke: Callable[[], None],
+        plan_again: Callable[[], Awaitable[Plan]],
     ) -> None:
         self._daemon = daemon
         self._owner = owner
         self._log = log
         self._post = post
         self._poke = poke
+        self._plan_again = plan_again
+        self._planning = asyncio.Lock()
         self._watch = Watch(daemon.fleet_id, poke)
         self._prober = Prober(daemon.run_dir)
         self._oom = OomWatch(find_memory_cgroup())
@@ -109,6 +123,8 @@ class Actor:
                 self._run(self._start(spec))
             case LookAtGpus(spec=spec):
                 self._run(self._look_at_gpus(spec))
+            case FindRoom(spec=spec):
+                self._run(self._find_room(spec))
             case Stop(name=name):
                 self._run(self._stop(name))
             case Probe():
@@ -195,6 +211,20 @@ class Actor:
 
     async def _look_at_gpus(self, spec: ServerSpec) -> None:
         self._post(GpuSeen(name=spec.name, gpu_ids=spec.gpu_ids, look=await self._gpus.look(spec.gpu_ids)))
+
+    async def _find_room(self, spec: ServerSpec) -> None:
+        try:
+            async with self._planning:
+                plan = await self._plan_again()
+        except EntryError as error:
+            self._post(RoomSeen(name=spec.name, problem=str(error)))
+            return
+        dealt = next((server for server in plan.servers if server.name == spec.name), None)
+        if dealt is None:
+            self._post(RoomSeen(name=spec.name, problem="the config does not have this server any more"))
+            return
+        look = NO_DRIVER if dealt.gpu_ids == spec.gpu_ids else await self._gpus.look(dealt.gpu_ids)
+        self._post(RoomSeen(name=spec.name, spec=dealt, look=look))
 
     async def _start(self, spec: ServerSpec) -> None:
         async with self._sweep_lock(spec.name):

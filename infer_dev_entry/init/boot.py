@@ -86,6 +86,7 @@ class _Entry:
         self._command = Command(
             command, environ, mask, reaper=self._reaper, log=self._log, on_exit=self._take_command_exit
         )
+        self._stages = Stages(self._settings, self._environ, self._run_dir, self._reaper)
         self._boot: asyncio.Task[None] | None = None
         self._servers: list[asyncio.Server] = []
         self._on_terminal = os.isatty(0)  # asked now: a terminal that hung up is none
@@ -167,6 +168,7 @@ class _Entry:
                 log=self._log,
                 post=loop.post,
                 poke=loop.poke,
+                plan_again=self._stages.make_plan_again,
             ),
             self._log,
             on_ready=self._greet,
@@ -191,7 +193,7 @@ class _Entry:
             return None, error
 
     async def _run_stages(self) -> None:
-        stages = Stages(self._settings, self._environ, self._run_dir, self._reaper)
+        stages = self._stages
         if self._settings.bundle_on_boot:
             self._requests.stage = "installing"
             installed = await stages.install()

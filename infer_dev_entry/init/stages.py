@@ -21,6 +21,7 @@ from infer_dev_entry.settings import Settings
 from infer_dev_entry.spec import Plan, parse_plan
 
 PLAN_TIMEOUT_S = 60.0
+REPLAN_TIMEOUT_S = 30.0  # it reads what was read before
 # Gigabytes onto a slow network volume, behind another container's install of the same: hours, but not for ever.
 INSTALL_TIMEOUT_S = 6 * 3600.0
 # Hundreds of gigabytes over a slow line.
@@ -82,7 +83,18 @@ class Stages:
         Raises:
             EntryError: what the child found, with its exit code.
         """
-        answer = await self._ask_child("infer_dev_entry.planner", "plan.json", PLAN_TIMEOUT_S, "read the config")
+        return await self._make_plan("plan.json", PLAN_TIMEOUT_S)
+
+    async def make_plan_again(self) -> Plan:
+        """Have a child plan the fleet that runs, from the same config: which GPUs would its servers be dealt now?
+
+        Raises:
+            EntryError: what the child found, with its exit code.
+        """
+        return await self._make_plan("again.json", REPLAN_TIMEOUT_S, "again")
+
+    async def _make_plan(self, answer_name: str, timeout_s: float, *words: str) -> Plan:
+        answer = await self._ask_child("infer_dev_entry.planner", answer_name, timeout_s, "read the config", *words)
         if "plan" not in answer:
             raise _rebuild_error(answer)
         try:
@@ -90,15 +102,17 @@ class Stages:
         except ValueError as error:
             raise SettingsError(f"cannot read the config: {error}") from error
 
-    async def _ask_child(self, module: str, answer_name: str, timeout_s: float, verb: str) -> Mapping[str, Any]:
-        """Run a module of ours as a child and return the JSON object that it wrote.
+    async def _ask_child(
+        self, module: str, answer_name: str, timeout_s: float, verb: str, *words: str
+    ) -> Mapping[str, Any]:
+        """Run a module of ours as a child, with these words, and return the JSON object that it wrote.
 
         Raises:
             SettingsError: it failed without an answer, or took longer than `timeout_s`.
         """
         path = f"{self._run_dir}/{answer_name}"
         try:
-            status = await self._run((sys.executable, "-m", module, path), timeout_s)
+            status = await self._run((sys.executable, "-m", module, path, *words), timeout_s)
             if status != 0:
                 raise SettingsError(f"cannot {verb}: the child {describe_end(status)}")
             with open(path, encoding="utf-8") as file:

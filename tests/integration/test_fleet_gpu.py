@@ -77,7 +77,7 @@ def test_foreign_process_on_the_gpu_is_named_never_ended_and_outwaited(fleet: Fl
     blocked = fleet.wait_event("gpu.blocked", "a")
     assert named in blocked["reason"]
     assert blocked["mend"] == (
-        'end that process, or give this server other gpu_ids (with "auto", infer-dev serve does)'
+        'end that process, or give this server other gpu_ids ("auto" moves it to a GPU with room)'
     )
     shown = fleet.cli("status").stdout
     assert "waiting-gpu" in shown
@@ -179,6 +179,57 @@ def test_update_moves_a_server_that_waits_for_a_gpu_which_another_has_filled(fle
     assert fleet.cli("serve", "--wait", "20", str(fleet.config)).returncode == 0
     row = fleet.wait_again("a", old_pid)
     assert row["gpu_ids"] == ["1"]
+
+
+def start_blocked(fleet: Fleet, edit: str = "") -> tuple[Path, int]:
+    """Have `a`, which was dealt GPU 0 of two, die while another fills that; `edit` is added to the served file."""
+    told = fleet.base / "nvml"
+    facts = str(fleet.base / "facts")
+    a, b = free_ports(2)
+    start(
+        fleet,
+        server("a", a, "--write-env", facts, control={"gpu_ids": "auto", "gpu_wait_s": 1}),
+        server("b", b, control={"gpu_ids": "none"}),
+        gpus=2,
+    )
+    assert fleet.wait_ready("a", "b")["a"]["gpu_ids"] == ["0"]
+    with fleet.config.open("a") as file:
+        file.write(edit)
+    tell(told, {"used": 140 * GB}, {})
+    return told, fleet.kill_server("a")
+
+
+def test_server_that_was_dealt_a_gpu_which_another_has_filled_moves_by_itself(fleet: Fleet) -> None:
+    _, old_pid = start_blocked(fleet)
+    before = fleet.row("b")
+    moved = fleet.wait_event("gpu.moved", "a")
+    assert (moved["from"], moved["to"], "140.0 GB on GPU 0" in moved["reason"]) == ("0", "1", True)
+    row = fleet.wait_again("a", old_pid)
+    assert row["gpu_ids"] == ["1"]
+    facts = fleet.wait(lambda: json.loads((fleet.base / "facts").read_text()), what="its environment")
+    assert facts["environ"]["CUDA_VISIBLE_DEVICES"] == "1"
+    # It is where the config deals it now: an update touches nobody.
+    assert shown_gpus(fleet)["a"] == ["1"]
+    assert fleet.cli("serve", "--wait", "20", str(fleet.config)).returncode == 0
+    assert (fleet.row("a")["pid"], fleet.row("b")["pid"]) == (row["pid"], before["pid"])
+    assert not list(fleet.run_dir.glob("*.json.*")) and not (fleet.run_dir / "again.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        pytest.param('[instance.a.env]\nNEW = "1"\n', "infer-dev serve applies that", id="edited"),
+        pytest.param("[broken", "fleet.toml: line ", id="broken"),
+    ],
+)
+def test_config_that_was_edited_since_is_not_applied_by_a_move(fleet: Fleet, edit: str, reason: str) -> None:
+    told, old_pid = start_blocked(fleet, edit)
+    stays = fleet.wait_event("gpu.stays", "a")
+    assert reason in stays["reason"]
+    assert fleet.wait_state("a", "waiting-gpu")["gpu_ids"] == ["0"]
+    tell(told, {}, {})
+    assert fleet.wait_again("a", old_pid)["gpu_ids"] == ["0"]
+    assert not fleet.events("gpu.moved")
 
 
 # --------------------------------------------------------------------------------------------------- the child itself

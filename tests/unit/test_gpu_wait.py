@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from make import Story, events, make_spec, of_type
 
-from infer_dev_entry.decide.gpus import find_siblings
+from infer_dev_entry.decide.gpus import ROOM_PERIOD_S, find_siblings
 from infer_dev_entry.fleet import Ending, Fleet, Server, State
-from infer_dev_entry.fleet.actions import LookAtGpus, Report, Start
-from infer_dev_entry.fleet.observations import GpuSeen, PlanWish, StartSeen, StartWish, StopWish, SweepSeen
+from infer_dev_entry.fleet.actions import Configure, FindRoom, LookAtGpus, Report, Start
+from infer_dev_entry.fleet.observations import GpuSeen, PlanWish, RoomSeen, StartSeen, StartWish, StopWish, SweepSeen
 from infer_dev_entry.gpu_wait import (
     FLAT_S,
     NO_DRIVER,
@@ -351,3 +351,112 @@ def test_start_that_failed_is_looked_at_anew() -> None:
     story.see(**seen(make_look(1)))
     story.see(results=(StartSeen(name="a", pid=0, problem="port 1 is taken", outside=True),))
     assert len(of_type(story.see(after=5.0), LookAtGpus)) == 1
+
+
+# ------------------------------------------------------------------------------------- another GPU for who waits
+
+
+FULL = make_look(101, HOG)
+ELSEWHERE = make_look(1, label="GPU 1", uuid="GPU-1")
+
+
+def dealt(gpu: str = "0", **changes: Any) -> ServerSpec:
+    return on_gpu(gpu_ids=(gpu,), environment=(("CUDA_VISIBLE_DEVICES", gpu), ("X", "y")), gpu_auto=True, **changes)
+
+
+def blocked(spec: ServerSpec, *others: ServerSpec) -> Story:
+    """A server that has waited for its GPU for longer than it should."""
+    story = Story(spec, *others)
+    story.see(**seen(FULL))
+    story.see(after=POLL_S)
+    story.see(after=spec.gpu_wait_s, **seen(FULL))
+    assert story.server().gpu_wait.late
+    return story
+
+
+def room(spec: ServerSpec | None = None, look: GpuLook = ELSEWHERE, **more: Any) -> dict[str, Any]:
+    return {"results": (RoomSeen(name="a", spec=spec, look=look, **more),)}
+
+
+def test_only_who_was_dealt_its_gpus_and_has_waited_long_looks_for_others_once_in_a_while() -> None:
+    assert not of_type(blocked(on_gpu()).history, FindRoom)
+    story = blocked(dealt())
+    assert len(of_type(story.history, FindRoom)) == 1
+    for _ in range(int(ROOM_PERIOD_S / POLL_LATE_S) - 1):
+        story.see(after=POLL_LATE_S)
+        story.see(**seen(FULL))
+    assert len(of_type(story.history, FindRoom)) == 1
+    story.see(after=POLL_LATE_S)
+    story.see(**seen(FULL))
+    assert len(of_type(story.history, FindRoom)) == 2
+
+
+def test_server_moves_to_a_gpu_with_room_and_is_looked_at_there_before_its_start() -> None:
+    story = blocked(dealt())
+    actions = story.see(**room(dealt("1")))
+    assert story.server().spec.gpu_ids == ("1",)
+    assert [action.specs[0].gpu_ids for action in of_type(actions, Configure)] == [("1",)]
+    assert [action.spec.gpu_ids for action in of_type(actions, LookAtGpus)] == [("1",)]
+    told = report(story, "gpu.moved")
+    assert (told["from"], told["to"]) == ("0", "1")
+    assert "pid 7 (python)" in told["reason"]
+    story.see(**seen(FULL))  # of the old one; it comes too late
+    assert not story.server().starting
+    story.see(**seen(ELSEWHERE, gpu_ids=("1",)))
+    assert of_type(story.history, Start)[-1].spec == dealt("1")
+    assert story.server().gpu_wait.baseline == (("GPU-1", 1 * GB),)
+
+
+@pytest.mark.parametrize(
+    ("spec", "look", "problem"),
+    [
+        pytest.param(dealt("1"), make_look(120, HOG, label="GPU 1", uuid="GPU-1"), "", id="no-room"),
+        pytest.param(dealt("1"), GpuLook(lost=("GPU 1 is lost",)), "", id="lost"),
+        pytest.param(dealt("1"), GpuLook(problem="it is silent"), "", id="silent"),
+        pytest.param(dealt("0"), NO_DRIVER, "", id="the-same"),
+        pytest.param(dealt("1", port=31000), ELSEWHERE, "infer-dev serve applies that", id="another-config"),
+        pytest.param(
+            on_gpu(gpu_ids=("1",), environment=(("X", "z"),)),
+            ELSEWHERE,
+            "the environment, makes",
+            id="another-variable",
+        ),
+        pytest.param(dealt("2"), ELSEWHERE, "GPU 2 is another server's", id="taken"),
+        pytest.param(None, NO_DRIVER, "f.toml: line 1", id="faults"),
+    ],
+)
+def test_server_stays_where_it_cannot_move_and_says_why_once(
+    spec: ServerSpec | None, look: GpuLook, problem: str
+) -> None:
+    story = blocked(dealt(), on_gpu("b", gpu_ids=("2",), port=32000))
+    before = len(story.history)
+    for _ in range(2):
+        story.see(**room(spec, look, problem="" if spec else problem))
+    assert story.server().spec == dealt()
+    assert story.server().state is State.WAITING_GPU
+    stays = [
+        dict(item.fields)["reason"] for item in story.history[before:] if getattr(item, "event", "") == "gpu.stays"
+    ]
+    assert len(stays) == bool(problem)
+    assert all(problem in reason for reason in stays)
+    assert "gpu.moved" not in events(story.history)
+    story.see(after=POLL_LATE_S, **seen(make_look(1)))
+    assert story.server().starting
+
+
+@pytest.mark.parametrize("wish", [StopWish(names=None), PlanWish(specs=(on_gpu(),)), PlanWish(specs=())])
+def test_room_that_is_found_too_late_moves_nobody(wish: StopWish | PlanWish) -> None:
+    story = blocked(dealt())
+    story.see(wishes=(wish,))
+    story.see(**room(dealt("1")))
+    assert "gpu.moved" not in events(story.history)
+    assert all(server.spec.gpu_ids == ("0",) for server in story.fleet.servers)
+
+
+def test_plan_that_deals_the_same_gpus_by_another_word_restarts_nobody() -> None:
+    story = Story(on_gpu())
+    story.see(**seen(make_look(1)))
+    story.ready()
+    auto = replace(on_gpu(), gpu_auto=True)
+    story.see(wishes=(PlanWish(specs=(auto,)),))
+    assert (story.server().pid, story.server().state, story.server().spec.gpu_auto) == (100, State.READY, True)
