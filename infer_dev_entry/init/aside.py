@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -27,12 +28,17 @@ class Aside:
 
         Raises:
             TimeoutError: it has not come back in time, or that of the call before still has not.
+        OSError: there can be no thread now.
         """
         if not self._over.is_set():
             raise TimeoutError("the call before it does not come back")
         self._over.clear()
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        threading.Thread(target=_work, args=(work, done, self._over), daemon=True, name="aside").start()
+        try:
+            threading.Thread(target=_work, args=(work, done, self._over), daemon=True, name="aside").start()
+        except RuntimeError as error:  # the container's limit of processes; there is room again later
+            self._over.set()
+            raise OSError(errno.EAGAIN, str(error)) from error
         return await asyncio.wait_for(done, timeout_s)
 
 

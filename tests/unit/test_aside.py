@@ -63,6 +63,22 @@ def test_call_that_hangs_is_given_up_and_blocks_no_later_one_for_long() -> None:
     asyncio.run(story())
 
 
+def test_thread_that_cannot_be_started_now_can_be_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        aside = Aside()
+        with monkeypatch.context() as patch:
+
+            def start(self: threading.Thread) -> None:
+                raise RuntimeError("can't start new thread")
+
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(OSError, match="can't start new thread"):
+                await aside.run(lambda: 1, 5)
+        assert await aside.run(lambda: 2, 5) == 2
+
+    asyncio.run(story())
+
+
 def test_call_that_hangs_does_not_keep_the_program_from_ending() -> None:
     gate = threading.Event()
 
