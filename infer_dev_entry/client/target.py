@@ -17,7 +17,7 @@ from infer_dev_entry.spec import FileSpec
 KEY_VARIABLE = "INFER_DEV_API_KEY"
 # What stands before the servers answers for all of them.
 GATEWAY_ENGINES = ("gateway", "nginx", "sglang-router")
-_KEY_FILE_BYTES = 1024 * 1024
+KEY_FILE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +196,7 @@ def read_private(path: str) -> str:
     Raises:
         OSError: it cannot be read, or is no file.
     """
-    return read_regular(path, _KEY_FILE_BYTES)[0].decode("utf-8", "replace")
+    return read_regular(path, KEY_FILE_BYTES)[0].decode("utf-8", "replace")
 
 
 def _check_key(key: str) -> None:

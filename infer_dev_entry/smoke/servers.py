@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from infer_dev_entry.client.answers import parse_models
 from infer_dev_entry.client.connection import Connection
 from infer_dev_entry.client.target import (
+    KEY_FILE_BYTES,
     KEY_VARIABLE,
     Target,
     check_asked,
@@ -133,7 +134,8 @@ def read_key_file(path: str) -> str:
         ClientError: it cannot be read, or has none.
     """
     try:
-        lines = read_private(os.path.expanduser(path)).splitlines()
+        with open(os.path.expanduser(path), "rb") as file:  # also a pipe, as `<(…)` is one
+            lines = file.read(KEY_FILE_BYTES).decode("utf-8", "replace").splitlines()
     except OSError as error:
         raise ClientError(
             f"cannot read the key file {path}: {error.strerror}; give a file with the key alone"

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from infer_dev_entry.client.model import ServedModel
+from infer_dev_entry.errors import ClientError
 from infer_dev_entry.smoke.asker import Piece, Streamed
 from infer_dev_entry.smoke.basics import check_streaming, count_apart
 from infer_dev_entry.smoke.facts import ServerFacts, in_common, with_launch, with_models, with_props, with_server_info
 from infer_dev_entry.smoke.rows import Row, Verdict, is_good, render_counts, render_json, render_row
+from infer_dev_entry.smoke.servers import read_key_file
 from infer_dev_entry.smoke.structured import find_problem, judge_call
 
 FACTS = ServerFacts(label="a", url="http://x", api_key="secret123")
+
+
+@pytest.mark.parametrize("text", ["sk-1\n", "# mine\n\n  sk-1\r\n# old\nsk-0\n"])
+def test_key_is_the_first_line_of_a_file_or_a_pipe(tmp_path: Path, text: str) -> None:
+    (tmp_path / "key").write_text(text)
+    assert read_key_file(str(tmp_path / "key")) == "sk-1"
+    reader, writer = os.pipe()  # what `<(pass show key)` gives
+    try:
+        late = threading.Timer(0.2, lambda: (os.write(writer, text.encode()), os.close(writer)))
+        late.start()
+        assert read_key_file(f"/dev/fd/{reader}") == "sk-1"
+        late.join()
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.parametrize(("text", "problem"), [("# nothing\n", "it has no key"), (None, "Is a directory")])
+def test_key_file_without_a_key_is_refused(tmp_path: Path, text: str | None, problem: str) -> None:
+    if text is not None:
+        (tmp_path / "key").write_text(text)
+    with pytest.raises(ClientError, match=problem):
+        read_key_file(str(tmp_path / "key" if text is not None else tmp_path))
 
 
 def parsers(facts: ServerFacts) -> tuple[str | None, ...]:
