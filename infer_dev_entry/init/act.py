@@ -107,6 +107,7 @@ class Actor:
         self._specs: dict[str, ServerSpec] = {}
         self._sweep_locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._rooms: set[asyncio.Task[None]] = set()
 
     # -- the dispatch
 
@@ -124,7 +125,7 @@ class Actor:
             case LookAtGpus(spec=spec):
                 self._run(self._look_at_gpus(spec))
             case FindRoom(spec=spec):
-                self._run(self._find_room(spec))
+                self._rooms.add(self._run(self._find_room(spec)))
             case Stop(name=name):
                 self._run(self._stop(name))
             case Probe():
@@ -140,13 +141,15 @@ class Actor:
             case Sweep(name=name):
                 self._run(self._sweep(name, spare_main=True))
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._take_done)
+        return task
 
     def _take_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._rooms.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._log.error("entry.bug", error=repr(task.exception()), exc_info=task.exception())
 
@@ -226,6 +229,13 @@ class Actor:
         look = NO_DRIVER if dealt.gpu_ids == spec.gpu_ids else await self._gpus.look(dealt.gpu_ids)
         self._post(RoomSeen(name=spec.name, spec=dealt, look=look))
 
+    async def stop_planning(self) -> None:
+        """End the child that plans, if there is one, while its end can still be told."""
+        for task in self._rooms:
+            task.cancel()
+        if self._rooms:
+            await asyncio.wait(self._rooms)
+
     async def _start(self, spec: ServerSpec) -> None:
         async with self._sweep_lock(spec.name):
             pass  # a sweep under way would take the new process for a leftover
@@ -237,6 +247,9 @@ class Actor:
                 self._post(StartSeen(name=spec.name, pid=0, problem=str(error), mend=await self._spawn_error(spec)))
             except (EntryError, OSError) as error:
                 self._post(_failed_start(spec, error))
+            except Exception as error:  # a start without an outcome would be under way for ever
+                self._log.error("entry.bug", error=repr(error), exc_info=error)
+                self._post(StartSeen(name=spec.name, pid=0, problem=f"{error!r}; this is a bug in infer-dev"))
         self._poke()
 
     async def _try_start(self, spec: ServerSpec) -> StartSeen:

@@ -78,6 +78,7 @@ class _Entry:
         self._parent_gone = False
         self._log = get_log()
         self._run_dir = default_run_dir(environ)
+        self._fleet_id = ""
         self._reaper = Reaper()
         self._loop: FleetLoop | None = None
         planning = {name: environ[name] for name in ("PATH", "TMPDIR") if name in environ}
@@ -150,7 +151,7 @@ class _Entry:
     async def _open_run_dir(self) -> None:
         owner, no_owner = self._find_owner()
         self._lock = prepare_run_dir(self._run_dir, shared=owner is not None)
-        fleet_id = read_fleet_id(self._run_dir)
+        fleet_id = self._fleet_id = read_fleet_id(self._run_dir)
         write_private(f"{self._run_dir}/entry.pid", f"{os.getpid()}\n")
         daemon = DaemonSpec(
             run_dir=self._run_dir,
@@ -269,11 +270,12 @@ class _Entry:
         if loop is not None:
             loop.wish(ShutdownWish(now=self._stops > 1))
             await self._loop_task
+            await loop.actor.stop_planning()
             await loop.actor.supervisord.stop()
         drains = [server.spec.drain_timeout_s for server in loop.fleet.servers] if loop else []
         await self._command.end(began, drains, lambda: self._stops > 1)
         if loop is not None:
-            await self._mirror.stop()
+            await self._mirror.stop(in_a_hurry=self._stops > 1)
             for server in self._servers:
                 server.close()
             loop.actor.clean_up()
@@ -285,9 +287,9 @@ class _Entry:
                 remove_traces(self._run_dir, self._environ)
 
     async def _remove_tmp_files(self) -> None:
-        """Remove the servers' own TMPDIRs, which nobody reads any more; what takes too long stays."""
-        folder = instance_tmp_dir(self._environ, read_fleet_id(self._run_dir))
-        with contextlib.suppress(TimeoutError):
+        """Remove the servers' own TMPDIRs, which nobody reads any more; what cannot be removed in time stays."""
+        folder = instance_tmp_dir(self._environ, self._fleet_id)
+        with contextlib.suppress(Exception):  # such as RecursionError: whatever is in them, the report is to follow
             await Aside().run(partial(shutil.rmtree, folder, ignore_errors=True), REMOVE_S)
 
     # -- small ones

@@ -19,6 +19,7 @@ RESPAWN_S = 5.0
 # The mirror looks at the logs every 0.2 s, and a busy machine may keep it from its last look for longer. Only a reader
 # that does not read makes the stop take all of it.
 STOP_S = 2.0
+HURRY_S = 0.5
 
 
 class MirrorChild:
@@ -69,12 +70,12 @@ class MirrorChild:
             self._starts = {path: _size_of(path) for path in self._starts}  # what it has printed is not printed again
             self._spawn_with_list()
 
-    async def stop(self) -> None:
+    async def stop(self, *, in_a_hurry: bool = False) -> None:
         """Let the mirror print what is there, then end; it would die with PID 1. A stalled reader is not waited for."""
         self._stopped = True
         if self._pid and self._exited is not None:
             signal_group(self._pid, signal.SIGTERM)
-            await asyncio.wait({self._exited}, timeout=STOP_S)
+            await asyncio.wait({self._exited}, timeout=HURRY_S if in_a_hurry else STOP_S)
 
 
 def _size_of(path: str) -> int:

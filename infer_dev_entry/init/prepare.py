@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -34,7 +35,8 @@ def make_files(spec: ServerSpec, fleet_id: str, owner: Owner | None) -> str:
         write_private(file.path, file.text, owner=ids)
     tmp_dir = dict(spec.environment).get("TMPDIR", "")
     if fleet_id in tmp_dir:  # one that the user chose is the user's to clean
-        shutil.rmtree(tmp_dir, ignore_errors=True)
+        with contextlib.suppress(RecursionError):  # what is nested so deeply stays
+            shutil.rmtree(tmp_dir, ignore_errors=True)
         _make_dir(Path(tmp_dir).parent)
         Path(tmp_dir).mkdir(mode=0o700, exist_ok=True)
         if ids:

@@ -9,6 +9,7 @@ import pwd
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,38 @@ def test_tmpdir_of_a_server_is_private_emptied_before_each_start_and_gone_after_
     assert fleet.wait_exit(30) == 0
     assert list((fleet.base / "tmp").iterdir()) == []
     assert (outside / "precious").exists()
+
+
+def test_tmpdir_that_is_nested_too_deeply_to_be_emptied_holds_neither_a_start_nor_the_stop(fleet: Fleet) -> None:
+    facts = fleet.base / "facts"
+    fleet.write(server("a", free_port(), "--write-env", str(facts)))
+    fleet.start("sh", "-c", "sleep 600; exit 7")
+    fleet.wait_ready("a")
+    inside = read_facts(facts)["environ"]["TMPDIR"]
+    subprocess.run(
+        [sys.executable, "-c", "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')"],
+        cwd=inside,
+        check=True,
+        timeout=60,
+    )
+    try:
+        fleet.wait_again("a", fleet.kill_server("a"))
+        fleet.kill(fleet.find_processes("sleep", "600")[0].pid)
+        assert fleet.wait_exit(30) == 7
+        assert fleet.wait_event("entry.stopped")["exit_code"] == 7
+        assert not fleet.events("entry.bug")
+    finally:
+        subprocess.run(["rm", "-rf", inside], check=True, timeout=60)
+
+
+def test_run_directory_that_was_deleted_meanwhile_does_not_hold_the_stop(fleet: Fleet) -> None:
+    fleet.write(server("a", free_port()))
+    fleet.start("sh", "-c", "sleep 600; exit 7")
+    fleet.wait_ready("a")
+    shutil.rmtree(fleet.run_dir)
+    fleet.kill(fleet.find_processes("sleep", "600")[0].pid)
+    assert fleet.wait_exit(60) == 7
+    assert fleet.wait_event("entry.stopped")["exit_code"] == 7
 
 
 def test_tmpdir_that_the_user_set_is_used_and_left_alone(fleet: Fleet) -> None:
