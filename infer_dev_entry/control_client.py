@@ -73,8 +73,11 @@ def is_running(environ: Mapping[str, str]) -> bool:
     return True
 
 
-def find_placed(status: Mapping[str, Any]) -> dict[str, Placed]:
-    """Return where the servers that have a process run, by name, from the answer to `status`."""
+def find_placed(status: Mapping[str, Any], *, all_but_waiting: bool = False) -> dict[str, Placed]:
+    """Return where the servers that have a process run, by name, from the answer to `status`.
+
+    With `all_but_waiting` also where those without one will, unless they wait for their GPUs.
+    """
     return {
         row["name"]: Placed(
             gpu_ids=None if row["gpu_ids"] is None else tuple(row["gpu_ids"]),
@@ -82,7 +85,7 @@ def find_placed(status: Mapping[str, Any]) -> dict[str, Placed]:
             leaving=row["state"] == "draining",
         )
         for row in status["servers"]
-        if row["pid"]
+        if row["pid"] or (all_but_waiting and row["state"] != "waiting-gpu")
     }
 
 

@@ -65,7 +65,8 @@ def make_plan(
 def make_update(environ: Mapping[str, str], config_path: str = "", *, again: bool = False) -> Plan:
     """Plan for the entry that runs here, as it would itself; its servers keep their GPUs.
 
-    The config is `config_path`, else the settings'; with `again` that from which its servers are.
+    The config is `config_path`, else the settings'; with `again` that from which its servers are, and of these only
+    those that wait for their GPUs are dealt others.
 
     Raises:
         NotRunningError: none runs.
@@ -78,7 +79,13 @@ def make_update(environ: Mapping[str, str], config_path: str = "", *, again: boo
     seen[PREFIX + "MODEL_DOWNLOAD_ON_BOOT"] = "0"  # nobody downloads now: a model that is not there is a fault
     seen |= {name: planning[name] for name in ("PATH", "TMPDIR") if name in planning}
     path = status["source"] if again else config_path
-    return make_plan(seen, path, run_dir=planning["run_dir"], fleet_id=planning["fleet_id"], placed=find_placed(status))
+    return make_plan(
+        seen,
+        path and os.path.abspath(path),  # the entry looks from another directory
+        run_dir=planning["run_dir"],
+        fleet_id=planning["fleet_id"],
+        placed=find_placed(status, all_but_waiting=again),
+    )
 
 
 def resolve_options(

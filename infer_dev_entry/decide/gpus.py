@@ -48,11 +48,10 @@ def take_room(turn: Turn, server: Server, seen: RoomSeen) -> None:
     if server.pid or server.starting or server.state is not State.WAITING_GPU or not server.gpu_wait.late:
         return  # stopped, started or moved meanwhile
     problem = seen.problem or (_why_not(turn.fleet, server, seen.spec) if seen.spec else "")
-    if problem != server.room_problem:
+    if problem and problem != server.room_problem:
         server = replace(server, room_problem=problem)
         turn.put(server)
-        if problem:
-            turn.report("warning", "gpu.stays", server, reason=f"cannot look for another GPU: {problem}")
+        turn.report("warning", "gpu.stays", server, reason=f"cannot move to another GPU: {problem}")
     if problem or seen.spec is None or not seen.look.gpus:
         return
     moved = replace(server, spec=seen.spec, gpu_wait=GpuWait(), gpu_clear=False, gpu_looking=False)
@@ -69,6 +68,8 @@ def take_room(turn: Turn, server: Server, seen: RoomSeen) -> None:
 
 def _why_not(fleet: Fleet, server: Server, spec: ServerSpec) -> str:
     """Say why a server cannot become what the config now makes of it; "" when it can, or is that already."""
+    if not spec.gpu_auto:
+        return "the config does not deal its GPUs any more; infer-dev serve applies that"
     if spec == server.spec:
         return ""
     without = (replace(one, gpu_ids=(), environment=_other_variables(one)) for one in (server.spec, spec))

@@ -86,6 +86,8 @@ def fresh(server: Server) -> Server:
         drain_until=None,
         kill_at=None,
         gpu_clear=False,
+        # The answer to a look at other GPUs will not be taken.
+        gpu_looking=server.gpu_looking and not _moves(server),
         room_problem="",
         # What is known of other GPUs says nothing of the new ones.
         gpu_wait=GpuWait() if _moves(server) else server.gpu_wait,

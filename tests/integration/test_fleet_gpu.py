@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -210,9 +211,45 @@ def test_server_that_was_dealt_a_gpu_which_another_has_filled_moves_by_itself(fl
     assert facts["environ"]["CUDA_VISIBLE_DEVICES"] == "1"
     # It is where the config deals it now: an update touches nobody.
     assert shown_gpus(fleet)["a"] == ["1"]
-    assert fleet.cli("serve", "--wait", "20", str(fleet.config)).returncode == 0
+    assert fleet.cli("serve", "--wait", "20", str(fleet.config).lstrip("/")).returncode == 0
+    assert fleet.ask()["source"] == str(fleet.config)  # a look from another directory finds it, too
     assert (fleet.row("a")["pid"], fleet.row("b")["pid"]) == (row["pid"], before["pid"])
     assert not list(fleet.run_dir.glob("*.json.*")) and not (fleet.run_dir / "again.json").exists()
+
+
+def test_server_moves_past_the_gpu_of_one_that_waits_for_it(fleet: Fleet) -> None:
+    """The one without a process keeps its GPU, or both would be dealt others for ever."""
+    told = fleet.base / "nvml"
+    a, b = free_ports(2)
+    gate = fleet.base / "gate"
+    gate.touch()
+    start(
+        fleet,
+        server("a", a, "--hang-file", str(gate), control={"gpu_ids": "auto", "gpu_wait_s": 1}),
+        server("b", b, control={"gpu_ids": "auto", "depends_on": ["a"]}),
+        gpus=3,
+    )
+    old_pid = fleet.wait_event("server.started", "a")["pid"]
+    assert {name: row["gpu_ids"] for name, row in fleet.rows().items()} == {"a": ["0"], "b": ["1"]}
+    tell(told, {"used": 140 * GB}, {}, {})
+    fleet.kill_server("a")
+    gate.unlink()
+    rows = fleet.wait_ready("a", "b")
+    assert (rows["a"]["gpu_ids"], rows["b"]["gpu_ids"]) == (["2"], ["1"])
+    assert rows["a"]["pid"] != old_pid
+
+
+def test_stop_while_another_gpu_is_looked_for_ends_the_look_at_once(fleet: Fleet) -> None:
+    """The look is held by a config that does not come to its end."""
+    start_blocked(fleet)
+    fleet.config.unlink()
+    os.mkfifo(fleet.config)
+    fleet.wait(lambda: fleet.find_processes("infer_dev_entry.planner"), what="the child that plans")
+    os.kill(fleet.pid, signal.SIGTERM)
+    stopped = fleet.wait_event("entry.stopped")
+    assert fleet.wait_exit(30) == 0
+    assert stopped["took_s"] < 10
+    assert not fleet.find_processes("infer_dev_entry.planner")
 
 
 @pytest.mark.parametrize(

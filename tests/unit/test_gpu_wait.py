@@ -416,12 +416,13 @@ def test_server_moves_to_a_gpu_with_room_and_is_looked_at_there_before_its_start
         pytest.param(dealt("0"), NO_DRIVER, "", id="the-same"),
         pytest.param(dealt("1", port=31000), ELSEWHERE, "infer-dev serve applies that", id="another-config"),
         pytest.param(
-            on_gpu(gpu_ids=("1",), environment=(("X", "z"),)),
+            on_gpu(gpu_ids=("1",), environment=(("X", "z"),), gpu_auto=True),
             ELSEWHERE,
             "the environment, makes",
             id="another-variable",
         ),
         pytest.param(dealt("2"), ELSEWHERE, "GPU 2 is another server's", id="taken"),
+        pytest.param(replace(dealt("1"), gpu_auto=False), ELSEWHERE, "does not deal its GPUs any more", id="by-number"),
         pytest.param(None, NO_DRIVER, "f.toml: line 1", id="faults"),
     ],
 )
@@ -441,6 +442,22 @@ def test_server_stays_where_it_cannot_move_and_says_why_once(
     assert all(problem in reason for reason in stays)
     assert "gpu.moved" not in events(story.history)
     story.see(after=POLL_LATE_S, **seen(make_look(1)))
+    assert story.server().starting
+
+
+def test_look_under_way_at_a_move_by_plan_does_not_hold_the_next_start() -> None:
+    story = ready_on_gpu()
+    crash(story)
+    story.see(**seen(FULL))
+    story.see(after=POLL_S)
+    assert story.server().gpu_looking
+    story.process("RUNNING", pid=200)  # by supervisorctl start
+    story.see(wishes=(PlanWish(specs=(on_gpu(gpu_ids=("1",)),)),))
+    story.process("STOPPED", after=0.1)
+    story.see(results=(SweepSeen(name="a"),))
+    story.see(**seen(FULL))
+    assert of_type(story.history, LookAtGpus)[-1].spec.gpu_ids == ("1",)
+    story.see(**seen(ELSEWHERE, gpu_ids=("1",)))
     assert story.server().starting
 
 
