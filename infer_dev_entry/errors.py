@@ -10,7 +10,7 @@ class EntryError(Exception):
 
 
 def with_exit_code(error: EntryError, code: int) -> EntryError:
-    """Return the error with the exit code of the process that it tells of; a signal's is none."""
+    """Return the error with the exit code of the process that it tells of; 1 where that has none, as after a signal."""
     error.exit_code = code if code > 0 else EntryError.exit_code
     return error
 

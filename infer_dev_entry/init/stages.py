@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from infer_dev_entry.errors import ConfigError, EntryError, ModelError, SettingsError
+from infer_dev_entry.errors import ConfigError, EntryError, ModelError, SettingsError, with_exit_code
 from infer_dev_entry.init.reaper import Reaper, describe_end
 from infer_dev_entry.init.spawn import signal_group, spawn_helper
 from infer_dev_entry.install.marker import make_request, read_fast
@@ -74,7 +74,9 @@ class Stages:
         )
         if "models" not in answer:
             error = _rebuild_error(answer)
-            raise error if isinstance(error, ConfigError | SettingsError) else _with_code(ModelError(str(error)), error)
+            if isinstance(error, ConfigError | SettingsError):
+                raise error
+            raise with_exit_code(ModelError(str(error)), error.exit_code)
         return tuple(answer["models"])
 
     async def make_plan(self) -> Plan:
@@ -151,11 +153,4 @@ def _rebuild_error(answer: Mapping[str, Any]) -> EntryError:
         return ConfigError(faults)
     if answer.get("exit_code", SettingsError.exit_code) == SettingsError.exit_code:
         return SettingsError("; ".join(faults))
-    error = EntryError("; ".join(faults))
-    error.exit_code = int(answer["exit_code"])
-    return error
-
-
-def _with_code(error: EntryError, of: EntryError) -> EntryError:
-    error.exit_code = of.exit_code
-    return error
+    return with_exit_code(EntryError("; ".join(faults)), int(answer["exit_code"]))
