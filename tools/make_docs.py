@@ -19,7 +19,8 @@ from infer_dev_entry.settings import FALSE_WORDS, TRUE_WORDS, VARIABLES
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 STATES = {
-    State.WAITING_GPU: "swept, and waits until its GPUs' memory is free; the reason names the holder; no failure",
+    State.WAITING_GPU: "swept, and waits until its GPUs' memory is free; the reason names the holder; no failure. "
+    'With `gpu_ids = "auto"` it moves to a GPU with room after `gpu_wait_s`',
     State.STARTING: "waits for its start (dependency, stagger), or its process is younger than a second",
     State.LOADING: "the process runs, its startup probe has not succeeded yet",
     State.READY: "its last probe succeeded; of a server that is watched by its process alone: it lives",
