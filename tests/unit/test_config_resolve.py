@@ -10,6 +10,7 @@ import pytest
 
 from infer_dev_entry.config import Gpu, NoHost, ResolveOptions, resolve
 from infer_dev_entry.config.facts import GpuSet, Placed
+from infer_dev_entry.config.installed import FEWEST_FLAGS
 from infer_dev_entry.errors import ConfigError
 from infer_dev_entry.spec import Plan, ServerSpec
 
@@ -1070,6 +1071,20 @@ def test_replicas_of_sglang_wait_for_the_first_to_warm_the_page_cache() -> None:
 def test_installed_version_that_lacks_something_says_which_one_has_it(version: str, lines: str, expected: str) -> None:
     (fault,) = faults_of(server(lines), FakeHost(sglang=version))
     assert expected in fault
+
+
+def test_installed_sglang_without_a_parser_for_glm_names_the_version_that_has_it() -> None:
+    class OldHost(FakeHost):
+        """An SGLang that no catalogue knows, older than all of them, is read from its source."""
+
+        def sglang_args_source(self, python: str, /) -> tuple[str, str] | None:
+            flags = [f'parser.add_argument("--flag-{number}", type=int)' for number in range(FEWEST_FLAGS)]
+            flags += ['parser.add_argument("--tool-call-parser", choices=["qwen25", "glm45"])']
+            flags += [f'parser.add_argument("--{name}")' for name in ("model-path", "host", "port", "config")]
+            return "0.5.2", "\n".join(flags)
+
+    (fault,) = faults_of(server('tool_call_parser = "glm47"'), OldHost())
+    assert "needs sglang >= 0.5.7, the oldest known to have it; choices: glm45, qwen25" in fault
 
 
 def test_deprecated_flag_names_its_successor_also_when_only_its_help_does() -> None:
