@@ -28,12 +28,17 @@ def mark_log(path: str) -> LogMark:
     return LogMark(inode=info.st_ino, offset=info.st_size)
 
 
+def rotated_path(path: str) -> str:
+    """Return where supervisord moves a log that has become too long."""
+    return f"{path}.1"
+
+
 def read_run(path: str, mark: LogMark | None, limit_bytes: int = TAIL_BYTES) -> str:
     """Return the last `limit_bytes` of what was logged since `mark` (None: whenever); "" when it cannot be read."""
     inode, data = _read_since(path, mark, limit_bytes)
     if mark is not None and inode not in (0, mark.inode) and len(data) < limit_bytes:
         # Rotated meanwhile: the start of the message may be in the file before.
-        _, before = _read_since(f"{path}.1", mark, limit_bytes - len(data))
+        _, before = _read_since(rotated_path(path), mark, limit_bytes - len(data))
         data = before + data
     return data.decode("utf-8", "replace")
 

@@ -1,8 +1,8 @@
 """Have supervisord blot secrets out of the logs that it shows (supervisorctl's `tail`, its web page), as we do.
 
-Runs in supervisord's only thread, so no call looks at more than `MOST_BYTES`. SGLang prints its whole list of arguments
-at the start, keys included. A part of a log may begin or end within a secret, where nothing says that it is one, so
-whole lines are looked at: more than was asked for comes back then.
+Runs in supervisord's only thread, so no call looks at much more than `MOST_BYTES`. SGLang prints its whole list of
+arguments at the start, keys included. A part of a log may begin or end within a secret, where nothing says that it is
+one, so whole lines are looked at: more than was asked for comes back then.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def read_file(filename: str, offset: int, length: int) -> bytes:
 
 def tail_file(filename: str, offset: int, length: int) -> list[Any]:
     """Return the text, the end of the file and whether there was more, as supervisord does."""
-    text, end, overflow = _tail_file(filename, offset, length)
+    text, end, overflow = _tail_file(filename, offset, min(length, MOST_BYTES))
     if not text:
         return [text, end, overflow]
     return [as_string(_read_lines(filename, max(0, end - length), end)), end, overflow]

@@ -15,6 +15,7 @@ from infer_dev_entry.errors import EntryError, UnknownServerError
 from infer_dev_entry.mirror import FollowedFile
 from infer_dev_entry.redact import redact_bytes
 from infer_dev_entry.regular_file import open_regular
+from infer_dev_entry.runlog import rotated_path
 
 DESCRIPTION = """Print the last lines of a server's log; with -f go on with what is added, across rotations.
 What looks like a key or a token is shown as ***."""
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print, and follow if asked."""
     path = _find_log(args.name, ask(environ, {"op": "status"})["servers"])
-    if not args.follow and not os.path.exists(path) and not os.path.exists(_rotated(path)):
+    if not args.follow and not os.path.exists(path) and not os.path.exists(rotated_path(path)):
         raise EntryError(f"cannot read {path}: the server has not logged yet")
     text, end = read_last_lines(path, max(0, args.lines))
     sys.stdout.buffer.write(redact_bytes(text))
@@ -64,11 +65,6 @@ def _find_log(name: str | None, rows: list[dict[str, Any]]) -> str:
     raise UnknownServerError(f"no server is called {name}; there are: {names}")
 
 
-def _rotated(path: str) -> str:
-    """Return where supervisord moves a log that has become too long."""
-    return f"{path}.1"
-
-
 def read_last_lines(path: str, count: int) -> tuple[bytes, int]:
     """Return the last `count` lines of a log and where they end, reading backwards: a huge log costs no more.
 
@@ -79,7 +75,7 @@ def read_last_lines(path: str, count: int) -> tuple[bytes, int]:
     """
     data, end, inode = b"", 0, 0
     try:
-        with open(path, "rb") as file:
+        with open(open_regular(path), "rb") as file:
             data, end = _read_end(file, count)
             inode = os.fstat(file.fileno()).st_ino
     except FileNotFoundError:
@@ -87,7 +83,7 @@ def read_last_lines(path: str, count: int) -> tuple[bytes, int]:
     except OSError as error:
         raise EntryError(f"cannot read {path}: {error.strerror}") from error
     if data.count(b"\n") <= count:
-        with contextlib.suppress(OSError), open(open_regular(_rotated(path), follow=False), "rb") as file:
+        with contextlib.suppress(OSError), open(open_regular(rotated_path(path), follow=False), "rb") as file:
             if os.fstat(file.fileno()).st_ino != inode:  # else it was moved while we read it
                 data = _read_end(file, count)[0] + data
     lines = data.splitlines(keepends=True)
