@@ -284,7 +284,7 @@ class _Entry:
             took_s = round(asyncio.get_running_loop().time() - began, 2)
             self._log.info("entry.stopped", took_s=took_s, had_to_kill=list(killed), exit_code=self._exit_code)
             if self._parent_gone:
-                remove_traces(self._run_dir, self._environ)
+                remove_traces(self._run_dir)
 
     async def _remove_tmp_files(self) -> None:
         """Remove the servers' own TMPDIRs, which nobody reads any more; what cannot be removed in time stays."""

@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable, Mapping
-
-from infer_dev_entry.rundir import instance_tmp_dir, read_fleet_id
+from collections.abc import Callable
 
 
 def follow_parent(pid: int, on_gone: Callable[[], None]) -> None:
@@ -37,7 +35,6 @@ def follow_parent(pid: int, on_gone: Callable[[], None]) -> None:
         on_gone()
 
 
-def remove_traces(run_dir: str, environ: Mapping[str, str]) -> None:
-    """Remove the run directory and the servers' temporary files; what cannot be removed stays."""
-    shutil.rmtree(instance_tmp_dir(environ, read_fleet_id(run_dir)), ignore_errors=True)
+def remove_traces(run_dir: str) -> None:
+    """Remove the run directory; what cannot be removed stays."""
     shutil.rmtree(run_dir, ignore_errors=True)
