@@ -91,10 +91,10 @@ class ServerSpec:
     this machine reaches it. `more_ports` are bound beside `port`, for NCCL and the like, only once the model has
     loaded; so they must be free before the start. `warm_after` names the replica whose first load leaves the model in
     the page cache; "" when there is none to wait for. After `gpu_wait_s` a start that waits for GPU memory is reported,
-    and waits on. `stop_signal` is what makes it drain. `gateway` makes it one that hands requests to the other servers.
-    With `gpu_auto` its GPUs were dealt, and others would do; that makes no difference to its process, nor to equality.
-    One that does not `serve` answers no requests, as the other nodes of SGLang beside the first; `note` says why, to
-    whoever sees it ready.
+    and waits on; with `gpu_auto`, as its GPUs were dealt, it may move to others. `stop_signal` is what makes it drain.
+    `gateway` makes it one that hands requests to the other servers. `gpu_auto` makes no difference to its process, nor
+    to equality. One that does not `serve` answers no requests, as the other nodes of SGLang beside the first; `note`
+    says why, to whoever sees it ready.
     """
 
     name: str

@@ -134,7 +134,8 @@ CONTROL = (
         name="gpu_wait_s",
         kind="seconds",
         default=60.0,
-        text="a start that waits so long for GPU memory is reported with its holders; it waits on, and ends nobody",
+        text="a start that waits so long for GPU memory is reported with its holders; it waits on, or moves if its "
+        "GPUs were dealt",
     ),
     Key(name="log_max_bytes", kind="int", default=50_000_000, text="size at which the log rotates; 0: never"),
     Key(name="log_backups", kind="int", default=3, text="rotated logs that are kept"),

@@ -28,7 +28,7 @@ class Aside:
 
         Raises:
             TimeoutError: it has not come back in time, or that of the call before still has not.
-        OSError: there can be no thread now.
+            OSError: there can be no thread now.
         """
         if not self._over.is_set():
             raise TimeoutError("the call before it does not come back")

@@ -1,4 +1,4 @@
-"""The boot stages that run as children of PID 1, bounded in time: install, model download, reading the config."""
+"""What children of PID 1 do, bounded in time: install, model download, reading the config, at boot and again."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Stages:
 
 
 def _rebuild_error(answer: Mapping[str, Any]) -> EntryError:
-    faults = tuple(str(fault) for fault in answer.get("faults", ())) or ("cannot boot: no reason given",)
+    faults = tuple(str(fault) for fault in answer.get("faults", ())) or ("the child gives no reason",)
     if answer.get("exit_code") == ConfigError.exit_code:
         return ConfigError(faults)
     if answer.get("exit_code", SettingsError.exit_code) == SettingsError.exit_code:
