@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from infer_dev_entry.cli.logs import read_last_lines
+from infer_dev_entry.errors import EntryError
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,10 @@ def test_last_lines_of_a_long_log_are_read_from_it_alone(tmp_path: Path) -> None
     (tmp_path / "a.log.1").write_bytes(b"older\n")
     text, end = read_last_lines(str(log), 2)
     assert (text, end) == (b"line 49998\nline 49999\n", log.stat().st_size)
+
+
+@pytest.mark.timeout(20)
+def test_last_lines_of_a_fifo_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.log")
+    with pytest.raises(EntryError, match=r"cannot read .*a\.log: it is not a file"):
+        read_last_lines(str(tmp_path / "a.log"), 5)

@@ -137,3 +137,22 @@ def test_endless_line_is_read_in_parts(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_bytes(b"x" * (3 * LONGEST_LINE_BYTES))
     assert find_line_start(str(path), 3 * LONGEST_LINE_BYTES) == 2 * LONGEST_LINE_BYTES
+
+
+def test_no_more_is_read_than_is_shown_whatever_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.log"
+    path.write_bytes(b"line\n" * (MOST_BYTES // 2))
+    asked: list[int] = []
+    for name in ("_read_file", "_tail_file"):
+        original = getattr(supervisor_logs, name)
+
+        def spy(filename: str, offset: int, length: int, original=original):
+            asked.append(length)
+            return original(filename, offset, length)
+
+        monkeypatch.setattr(supervisor_logs, name, spy)
+    text, end, overflow = tail_file(str(path), 0, 20_000_000)
+    assert MOST_BYTES <= len(text) <= MOST_BYTES + LONGEST_LINE_BYTES
+    assert end == path.stat().st_size
+    assert overflow
+    assert max(asked) <= MOST_BYTES + LONGEST_LINE_BYTES
